@@ -1,0 +1,32 @@
+# make demo   real images in, trained DIC-GAN and latent DDIM, samples, metrics and an HTML report out
+# make test   lint, types and the whole test suite
+PYTHON ?= python3
+BIN := .venv/bin
+MINUTES ?= 10
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.installed
+	$(BIN)/python demo/run.py --minutes $(MINUTES)
+
+test: .venv/.installed-dev lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/bench_train.py
+
+.venv/.installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf demo/out

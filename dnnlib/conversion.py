@@ -1,0 +1,202 @@
+"""Conversion of an image source to square PNGs by several processes, and atomic writing of the resulting set."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+import zipfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dnnlib.images import ImageSource
+from dnnlib.pixels import WHITE, center_crop, decode, pad_to_square, resize
+from dnnlib.util import UserError, atomic_write, write_error
+
+MIN_RESOLUTION, MAX_RESOLUTION = 32, 1024
+CHUNK_BYTES = 4 << 20  # pixels that one task sends back at most, so that memory stays bounded at any worker count
+Write = Callable[[str, bytes], None]
+
+
+def is_valid_resolution(side: int) -> bool:
+    """True for the sizes that the networks take: powers of two from 32 to 1024."""
+    return MIN_RESOLUTION <= side <= MAX_RESOLUTION and side & (side - 1) == 0
+
+
+def suggest_resolution(side: float) -> int:
+    """The largest valid resolution that is at most `side`; 32 for smaller ones."""
+    return 1 << min(max(int(side).bit_length() - 1, 5), 10)
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How images become squares.
+
+    size        (width, height) of the picture; None keeps the source's
+    transform   None, "center-crop", "center-crop-wide" or "pad"
+    background  RGB shown through transparent pixels and in the margins of "pad"
+    """
+
+    size: tuple[int, int] | None = None
+    transform: str | None = None
+    background: tuple[int, int, int] = WHITE
+
+    def apply(self, img: np.ndarray, name: str) -> np.ndarray:
+        """uint8 [H, W, 3] -> [R, R, 3]; `UserError` if the image isn't square and no transform makes it so."""
+        h, w = img.shape[:2]
+        if self.transform is None and h != w:
+            raise UserError(f"{name} is {w}x{h}, not square: add --transform=center-crop or --transform=pad.")
+        if self.transform == "center-crop-wide":
+            # As in the official tools: width x height pixels between black bars.
+            assert self.size is not None
+            return pad_to_square(resize(center_crop(img, *self.size), *self.size), (0, 0, 0))
+        if self.transform == "center-crop":
+            img = center_crop(img, 1, 1)
+        side = max(img.shape[:2]) if self.size is None else self.size[0]
+        if self.transform == "pad":
+            # Resized before padding, so that the filter doesn't blur the picture into its margins.
+            scale = side / max(h, w)
+            return pad_to_square(resize(img, max(round(w * scale), 1), max(round(h * scale), 1)), self.background)
+        return resize(img, side, side)
+
+    def enlarges(self, width: int, height: int) -> bool:
+        """True if a picture of this size has fewer pixels than its place in the result."""
+        if self.size is None:
+            return False
+        if self.transform == "pad":
+            return max(width, height) < self.size[0]
+        return width < self.size[0] or height < self.size[1]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Result for one source image: `png` bytes of `side` pixels squared, or a `problem` in one line.
+
+    A `fatal` problem comes from the flags, not from a broken file, and can't be skipped.
+    """
+
+    name: str
+    png: bytes = b""
+    side: int = 0
+    enlarged: bool = False
+    problem: str = ""
+    fatal: bool = False
+
+
+_Task = tuple[str, bytes | np.ndarray | None]
+_job: tuple[ImageSource, Shaping] | None = None  # of this process
+
+
+def _start_job(source: ImageSource, shaping: Shaping, is_worker: bool = True) -> None:
+    global _job
+    _job = (source, shaping)
+    if is_worker:  # Ctrl-C reaches the whole process group; only the parent may answer it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _convert(name: str, payload: bytes | np.ndarray | None) -> Converted:
+    assert _job is not None
+    source, shaping = _job
+    try:
+        if isinstance(payload, np.ndarray):
+            img = payload if payload.ndim == 3 else np.repeat(payload[:, :, None], 3, axis=2)
+        else:
+            img = decode(source.read(name) if payload is None else payload, name, shaping.background)
+    except UserError as error:
+        return Converted(name, problem=error.message)
+    try:
+        square = shaping.apply(img, name)
+    except UserError as error:
+        return Converted(name, problem=error.message, fatal=True)
+    buffer = io.BytesIO()
+    Image.fromarray(square).save(buffer, "PNG", compress_level=0)
+    enlarged = shaping.enlarges(img.shape[1], img.shape[0])
+    return Converted(name, buffer.getvalue(), square.shape[0], enlarged)
+
+
+def _convert_chunk(tasks: list[_Task]) -> list[Converted]:
+    return [_convert(*task) for task in tasks]
+
+
+def convert_all(
+    source: ImageSource, names: Sequence[str], shaping: Shaping, workers: int
+) -> Generator[Converted, None, None]:
+    """Converts `names` in their order with `workers` processes, keeping only a bounded number in memory.
+
+    Close the iterator (`contextlib.closing`) to stop early. The results don't depend on `workers`.
+    """
+    tasks = zip(names, source.payloads(names), strict=True)
+    if workers == 1 or len(names) == 1:
+        _start_job(source, shaping, is_worker=False)
+        for task in tasks:
+            yield _convert(*task)
+        return
+    side = 256 if shaping.size is None else shaping.size[0]
+    chunk = max(min(CHUNK_BYTES // (3 * side * side), len(names) // (4 * workers), 32), 1)
+    executor = ProcessPoolExecutor(min(workers, len(names)), initializer=_start_job, initargs=(source, shaping))
+    pending: collections.deque[Future[list[Converted]]] = collections.deque()
+    try:
+        while batch := list(itertools.islice(tasks, chunk)):
+            pending.append(executor.submit(_convert_chunk, batch))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError("A worker process was killed, probably for lack of memory: use fewer --workers.") from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def zip_writer(path: Path) -> Iterator[Write]:
+    """Yields write(name, data); the zip (stored, fixed timestamps) appears under `path` only on success."""
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+
+        def write(name: str, data: bytes) -> None:
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every system
+            archive.writestr(info, data)
+
+        yield write
+
+
+@contextlib.contextmanager
+def folder_writer(path: Path) -> Iterator[Write]:
+    """Yields write(name, data); the folder appears under `path`, replacing what was there, only on success."""
+    path = Path(os.path.realpath(path))
+    workplace: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        new = workplace / "new"
+        new.mkdir()  # mkdtemp's own folder would be private
+
+        def write(name: str, data: bytes) -> None:
+            file = new / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+
+        yield write
+        if path.exists():
+            os.replace(path, workplace / "old")
+        os.replace(new, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if workplace is not None:
+            if (workplace / "old").exists() and not path.exists():  # the second rename failed
+                os.replace(workplace / "old", path)
+            shutil.rmtree(workplace, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""Decoding image files to RGB arrays, cropping, padding and resizing them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from dnnlib.util import UserError
+
+WHITE = (255, 255, 255)
+
+# Pillow only warns between its pixel limit and twice that; everywhere in this project it is an error.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+# EXIF orientation -> what turns the stored pixels upright (EXIF 2.3, tag 0x0112).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Encoded image -> uint8 [H, W, 3] RGB, upright by its EXIF tag, first frame of animations.
+
+    Transparent pixels show `background`. `name` is for messages: `UserError` if the data isn't a whole,
+    readable image or has more pixels than Pillow's decompression-bomb limit.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as img:
+            _refuse_bomb(img, name)
+            img.load()
+            return _to_rgb(img, name, background)
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _bomb(name) from None
+    except Exception as error:  # Pillow's readers raise almost anything on damaged data
+        reason = "the format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UserError(f"{name} is not a readable image ({reason or type(error).__name__}).") from error
+
+
+def _bomb(name: str) -> UserError:
+    return UserError(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels (decompression bomb?); shrink it first.")
+
+
+def _refuse_bomb(img: Image.Image, name: str) -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and img.width * img.height > Image.MAX_IMAGE_PIXELS:
+        raise _bomb(name)
+
+
+def _to_rgb(img: Image.Image, name: str, background: tuple[int, int, int]) -> np.ndarray:
+    try:
+        orientation = img.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF around sound pixels: take them as stored
+        orientation = 1
+    if img.mode == "F" or img.mode.startswith("I"):
+        grey = _scaled_to_8_bits(np.asarray(img), name)
+        img = Image.fromarray(grey)
+    elif img.has_transparency_data:
+        canvas = Image.new("RGBA", img.size, (*background, 255))
+        img = Image.alpha_composite(canvas, img.convert("RGBA"))
+    img = img.convert("RGB")
+    if orientation in _UPRIGHT:
+        img = img.transpose(_UPRIGHT[orientation])
+    return np.array(img)
+
+
+def _scaled_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """Grey values of 16 bits (0..65535), or float in 0..1, -> uint8 by rounding."""
+    top = 1.0 if values.dtype.kind == "f" else 65535.0
+    if not (values.min() >= 0 and values.max() <= top):  # also catches NaN
+        raise UserError(f"{name} has pixel values outside of 0..{top:g}; save it with 8 or 16 bits per channel.")
+    return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+
+
+def resize(img: np.ndarray, width: int, height: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [height, width, 3], Lanczos."""
+    if img.shape[:2] == (height, width):
+        return img
+    return np.array(Image.fromarray(img).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def center_crop(img: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The largest centred part of uint8 [H, W, 3] with the aspect ratio width : height."""
+    h, w = img.shape[:2]
+    crop_w = max(min(w, round(h * width / height)), 1)
+    crop_h = max(min(h, round(w * height / width)), 1)
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    return img[top : top + crop_h, left : left + crop_w]
+
+
+def pad_to_square(img: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] centred on a square of side max(H, W) filled with `background`."""
+    h, w = img.shape[:2]
+    side = max(h, w)
+    canvas = np.full((side, side, 3), background, np.uint8)
+    top, left = (side - h) // 2, (side - w) // 2
+    canvas[top : top + h, left : left + w] = img
+    return canvas

@@ -1,0 +1,106 @@
+"""Errors for users, atomic files, formatting. Standard library and click only, so that ``--help`` stays fast."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+
+class UserError(click.ClickException):
+    """Bad input from outside. Printed as one line by every command, which then exits with code 2.
+
+    The message names the file and the flag and says what to do instead.
+    """
+
+    exit_code = 2
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Yields a binary file that appears under `path` only when it is complete and on disk.
+
+    A temporary file in the same folder is fsynced and renamed; on any error it is removed and
+    whatever stood under `path` before stays. A full disk or a read-only folder is a `UserError`.
+    """
+    path = Path(path)
+    tmp_name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        # mkstemp makes files private; give them what open() would have given.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(fd, 0o666 & ~umask)
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp_name, path)
+        tmp_name = None
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if tmp_name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(tmp_name)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut; folders can't be opened on every system."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> UserError:
+    """The one-line `UserError` for a failed write to `path`."""
+    remedy = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EACCES: "permission denied; choose a folder that you can write to",
+        errno.EPERM: "permission denied; choose a folder that you can write to",
+        errno.EROFS: "the file system is read-only; choose another folder",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"Cannot write {path}: {remedy}. Nothing was changed.")
+
+
+def content_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def format_time(seconds: float) -> str:
+    """``42s``, ``3m 05s``, ``1h 02m``, ``2d 03h``."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m {total % 60:02d}s"
+    if total < 86400:
+        return f"{total // 3600}h {total // 60 % 60:02d}m"
+    return f"{total // 86400}d {total // 3600 % 24:02d}h"
+
+
+def format_bytes(count: float) -> str:
+    """``512 B``, ``3.2 MiB``: binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,121 @@
+"""Noise estimators: a residual MLP for vectors, and the wrapper that gives every network its parametrisation.
+
+The U-Net for maps stands in `ldm.unet`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import dnnlib
+from ldm import schedule
+
+PARAMETRISATIONS = ("gaussian", "epsilon")
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time index, then two linear layers (Ho et al. 2020): int64 ``[N]`` -> ``[N, 4 * channels]``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / max(half - 1, 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.layers = nn.Sequential(nn.Linear(2 * half, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        angles = t[:, None].float() * self.frequencies[None, :]
+        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class MLPBlock(nn.Module):
+    """x + linear(dropout(swish(scale * norm(x) + shift))), scale and shift from the time embedding."""
+
+    def __init__(self, width: int, time_width: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.modulation = nn.Linear(time_width, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.modulation(emb).chunk(2, dim=1)
+        return x + self.linear(self.dropout(functional.silu(self.norm(x) * (1 + scale) + shift)))
+
+
+class MLP(nn.Module):
+    """Residual MLP over the flattened latent.
+
+    shape    (C, H, W) of the latents
+    width    units of every hidden layer; `groups` of its GroupNorms must divide it
+    layers   hidden layers, each one residual block
+    dropout  in every block
+
+    forward: x ``[N, C, H, W]``, t int64 ``[N]`` -> like x; zero at initialisation.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int = 256, layers: int = 4, groups: int = 1,
+                 dropout: float = 0.0, time_channels: int = 64) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.time = TimeEmbedding(time_channels)
+        self.first = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(MLPBlock(width, 4 * time_channels, groups, dropout) for _ in range(layers))
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.last = nn.Linear(width, size)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        emb = functional.silu(self.time(t))
+        hidden = self.first(x.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, emb)
+        return self.last(functional.silu(self.norm(hidden))).reshape(x.shape)
+
+
+class NoiseEstimator(nn.Module):
+    """eps(x_t, t) by a network F in one of two parametrisations.
+
+    ``epsilon``: F itself. ``gaussian``: sqrt(1 - a_t) x_t + sqrt(a_t) F. The first term is the best estimate
+    for unit normal data, so that a network that gives zero is that guess and F learns only what the data have
+    beyond it. F's target is then v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 of Salimans and Ho (2022), of unit size at
+    all times, while the loss stays on eps.
+    """
+
+    def __init__(self, net: nn.Module, alpha_bar: torch.Tensor, parametrisation: str = "gaussian") -> None:
+        super().__init__()
+        assert parametrisation in PARAMETRISATIONS, parametrisation
+        self.net = net
+        self.parametrisation = parametrisation
+        self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
+        self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Noise estimate ``[N, C, H, W]`` for noisy whitened latents of that shape and times int64 ``[N]``."""
+        out = self.net(x, t)
+        if self.parametrisation == "epsilon":
+            return out
+        return self.noise[t].reshape(-1, 1, 1, 1) * x + self.signal[t].reshape(-1, 1, 1, 1) * out
+
+
+def gaussian_guess(x: torch.Tensor, a_t: torch.Tensor) -> torch.Tensor:
+    """The best noise estimate sqrt(1 - a_t) x_t if the data were unit normal; `a_t` float64 ``[N]``."""
+    return (1 - a_t).sqrt().to(x).reshape(-1, *[1] * (x.ndim - 1)) * x
+
+
+def build(config: Mapping[str, Any], shape: Sequence[int]) -> NoiseEstimator:
+    """The estimator that a resolved configuration (`ldm.presets.resolve`) describes, for latents (C, H, W)."""
+    net = dnnlib.construct(config["net"], shape=tuple(shape))
+    return NoiseEstimator(net, alpha_bars_of(config), config["parametrisation"])
+
+
+def alpha_bars_of(config: Mapping[str, Any]) -> torch.Tensor:
+    """float64 ``[T]``: the schedule of a resolved configuration."""
+    return schedule.alpha_bars(**dnnlib.bind(schedule.alpha_bars, config["schedule"]))

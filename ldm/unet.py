@@ -1,0 +1,158 @@
+"""The U-Net of denoising diffusion models (Ho et al. 2020), compact, for latent maps of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ldm.denoiser import TimeEmbedding
+
+SMALLEST_SIDE = 4
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, or of as many as divide `channels`."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """norm, swish, conv 3x3; plus time; norm, swish, dropout, conv 3x3; plus the input (1x1 when widths differ)."""
+
+    def __init__(self, c_in: int, c_out: int, time_width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time = nn.Linear(time_width, c_out)
+        self.norm2 = group_norm(c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = h + self.time(emb)[:, :, None, None]
+        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions, residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)  # each [N, H*W, C]
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class Stage(nn.Module):
+    """One residual block, with attention after it where `attend`."""
+
+    def __init__(self, c_in: int, c_out: int, time_width: int, dropout: float, attend: bool) -> None:
+        super().__init__()
+        self.block = ResBlock(c_in, c_out, time_width, dropout)
+        self.attention = Attention(c_out) if attend else nn.Identity()
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        return self.attention(self.block(x, emb))
+
+
+class Downsample(nn.Module):
+    """Halves both sides: 3x3, stride 2, padded right and below only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(functional.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles both sides: nearest neighbour, then 3x3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def num_levels(height: int, width: int, wanted: int) -> int:
+    """How many of `wanted` levels a map holds: each halving needs even sides and leaves at least `SMALLEST_SIDE`."""
+    levels = 1
+    while levels < wanted and height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= SMALLEST_SIDE:
+        height, width, levels = height // 2, width // 2, levels + 1
+    return levels
+
+
+class UNet(nn.Module):
+    """U-Net with skip connections.
+
+    shape      (C, H, W) of the latents
+    channels   width of the first level; `mult` are the factors of all levels, of which those are built that
+               the map's size allows (`num_levels`; a 4x4 map has one)
+    blocks     residual blocks per level on the way down, one more on the way up
+    attention  sides (the shorter one) of the levels with attention; the middle always has it
+    dropout    in every residual block
+
+    forward: x ``[N, C, H, W]``, t int64 ``[N]`` -> like x; zero at initialisation.
+    """
+
+    def __init__(self, shape: Sequence[int], channels: int = 128, mult: Sequence[int] = (1, 2, 2), blocks: int = 2,
+                 attention: Sequence[int] = (16, 8), dropout: float = 0.1) -> None:
+        super().__init__()
+        c_data, height, width = shape
+        mult = list(mult)[: num_levels(height, width, len(mult))]
+        emb = 4 * channels
+        attend = [min(height, width) >> level in attention for level in range(len(mult))]
+        self.time = TimeEmbedding(channels)
+        self.first = nn.Conv2d(c_data, channels, 3, padding=1)
+
+        skips = [channels]
+        now = channels
+        self.down = nn.ModuleList()
+        for level, factor in enumerate(mult):
+            for _ in range(blocks):
+                self.down.append(Stage(now, channels * factor, emb, dropout, attend[level]))
+                now = channels * factor
+                skips.append(now)
+            if level + 1 < len(mult):
+                self.down.append(Downsample(now))
+                skips.append(now)
+        self.middle = nn.ModuleList([Stage(now, now, emb, dropout, True), Stage(now, now, emb, dropout, False)])
+        self.up = nn.ModuleList()
+        for level, factor in reversed(list(enumerate(mult))):
+            for _ in range(blocks + 1):
+                self.up.append(Stage(now + skips.pop(), channels * factor, emb, dropout, attend[level]))
+                now = channels * factor
+            if level > 0:
+                self.up.append(Upsample(now))
+        assert not skips
+        self.norm = group_norm(now)
+        self.last = nn.Conv2d(now, c_data, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        emb = functional.silu(self.time(t))
+        x = self.first(x)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, emb) if isinstance(layer, Stage) else layer(x)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, emb)
+        for layer in self.up:
+            x = layer(torch.cat([x, skips.pop()], dim=1), emb) if isinstance(layer, Stage) else layer(x)
+        return self.last(functional.silu(self.norm(x)))

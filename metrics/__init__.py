@@ -1,0 +1,1 @@
+"""Quality, memorisation and retrieval figures over any iterable of uint8 image batches."""

@@ -1,0 +1,114 @@
+"""Frozen networks whose pooled features the metrics compare, and the one resize in front of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from dnnlib import UserError, content_hash
+from metrics import inception
+from pg_modules.backbones import load_backbone
+
+DEFAULT = "efficientnet_lite2"
+NAMES = (DEFAULT, "inception")
+LITE2_RESOLUTION = 192
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Images to feature vectors.
+
+    name           as on the command line
+    network        the frozen network, as the backbone manifest names it where it is in there
+    weights_hash   SHA-256 of its weights file
+    feature_dim    D
+    resolution     side in pixels to which every image is brought
+    device         where it runs
+    pooled         float images ``[n, 3, resolution, resolution]`` in [0, 255] to ``[n, D]``
+    """
+
+    name: str
+    network: str
+    weights_hash: str
+    feature_dim: int
+    resolution: int
+    device: torch.device
+    pooled: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def resize(self) -> str:
+        """The resize in words, for provenance and cache keys."""
+        return f"bicubic, antialiased, clamped to 0..255, to {self.resolution} x {self.resolution}"
+
+    @property
+    def comparability(self) -> str:
+        """What the numbers may be compared with; part of every result."""
+        if self.name == "inception":
+            return "Inception-v3 features of the FID layout, resized by this project's antialiased filter"
+        return "EfficientNet-Lite2 features: not comparable with FID or KID in Inception-v3 features"
+
+    @torch.inference_mode()
+    def __call__(self, img_u8: torch.Tensor) -> torch.Tensor:
+        """Features ``[n, D]`` float32 on the CPU of ``img_u8`` uint8 ``[n, 3, H, W]``, of any size."""
+        assert img_u8.dtype == torch.uint8, img_u8.dtype
+        assert img_u8.ndim == 4 and img_u8.shape[1] == 3, tuple(img_u8.shape)
+        x = resize_images(img_u8.to(self.device), self.resolution)
+        # TF32 would make features depend on the GPU's generation in the fourth digit.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+            return self.pooled(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+
+
+def resize_images(img_u8: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 ``[n, 3, H, W]`` to float ``[n, 3, size, size]`` in [0, 255]; the aspect ratio is not kept.
+
+    One antialiased bicubic filter for all sources: images of `size` stay as they are. Overshoot is clamped.
+    """
+    x = img_u8.float()
+    if x.shape[-2:] == (size, size):
+        return x
+    if x.device.type == "mps":  # the antialiased filter has no kernel there
+        return resize_images(img_u8.cpu(), size).to(x.device)
+    return F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp_(0, 255)
+
+
+def check_detector(name: str, weights: str | os.PathLike | None = None) -> None:
+    """Refuses an unknown detector and a weights file that it doesn't take, before anything is loaded."""
+    if name not in NAMES:
+        raise UserError(f"--detector {name}: choose {' or '.join(NAMES)}.")
+    if name == "inception":
+        inception.check_weights(weights)
+    elif weights is not None:
+        raise UserError(f"--weights {weights}: {name} brings its own weights; leave it out or use --detector inception.")
+
+
+def check_not_own(detector: str, d_backbone: str) -> None:
+    """Refuses to judge a generator by the network that its discriminator looked through."""
+    if d_backbone == f"tf_{detector}" or (detector == "inception" and "inception_v3" in d_backbone):
+        raise UserError(
+            f"--detector {detector}: the discriminator of this network was trained on {d_backbone} itself, so the result "
+            f"would flatter it; use --detector {next(name for name in NAMES if name != detector)}."
+        )
+
+
+def load_detector(
+    name: str = DEFAULT, weights: str | os.PathLike | None = None, device: torch.device | str = "cpu"
+) -> Detector:
+    """The detector `name`; `weights` is the file of ``--detector inception``.
+
+    Raises `UserError` for an unknown name and for weights that are absent or don't fit.
+    """
+    check_detector(name, weights)
+    device = torch.device(device)
+    if name == "inception":
+        net = inception.load_inception(weights).to(device)
+        assert weights is not None
+        # (x - 128) / 128, as the 2015 graph scales its input.
+        return Detector(name, "inception_v3_fid", content_hash(weights), inception.FEATURE_DIM, inception.RESOLUTION,
+                        device, lambda x: net((x - 128) / 128))
+    backbone = load_backbone(f"tf_{name}")
+    return Detector(name, backbone.name, backbone.weights_hash, backbone.feature_dim, LITE2_RESOLUTION,
+                    device, lambda x: backbone.pooled(x / 127.5 - 1))

@@ -1,0 +1,84 @@
+"""Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, FID)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean and covariance of `count` feature vectors.
+
+    ``mean [D]`` and ``cov [D, D]`` are float64, the covariance normalised by count - 1. Where there are fewer
+    vectors than dimensions, ``root [count, D]`` stands for the covariance instead: cov = rootᵀ root.
+    """
+
+    count: int
+    mean: torch.Tensor
+    cov: torch.Tensor | None = None
+    root: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.cov is None) != (self.root is None), "exactly one of cov and root"
+
+    @property
+    def trace(self) -> float:
+        """Trace of the covariance."""
+        if self.root is not None:
+            return self.root.square().sum().item()
+        assert self.cov is not None
+        return self.cov.trace().item()
+
+    def covariance(self) -> torch.Tensor:
+        """``[D, D]``, computed from `root` where that is what is stored."""
+        if self.root is not None:
+            return self.root.T @ self.root
+        assert self.cov is not None
+        return self.cov
+
+
+def fit_gaussian(features: torch.Tensor) -> Gaussian:
+    """The `Gaussian` of ``features [n, D]``, n at least 2."""
+    count, dim = features.shape
+    assert count >= 2, "a covariance needs two vectors"
+    features = features.double()
+    mean = features.mean(0)
+    root = (features - mean) / (count - 1) ** 0.5
+    return Gaussian(count, mean, root=root) if count <= dim else Gaussian(count, mean, cov=root.T @ root)
+
+
+def _root(gaussian: Gaussian) -> torch.Tensor:
+    """A with AᵀA = cov, as many rows as the covariance has numerically non-zero eigenvalues."""
+    if gaussian.root is not None:
+        return gaussian.root
+    assert gaussian.cov is not None
+    values, vectors = torch.linalg.eigh(gaussian.cov)
+    threshold = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    keep = values > threshold
+    return (vectors[:, keep] * values[keep].sqrt()).T
+
+
+def trace_sqrt_product(a: Gaussian, b: Gaussian) -> float:
+    """tr (S_a S_b)^{1/2} by symmetric eigenvalues.
+
+    With S_a = AᵀA the product has the non-zero eigenvalues of A S_b Aᵀ, which is symmetric; A is the sample
+    itself where that is smaller than the covariance, so a few hundred images cost a few hundred rows. With a
+    sample on both sides the result is the sum of the singular values of A Bᵀ, which also spares squaring them.
+    """
+    if a.root is not None and b.root is not None:
+        return torch.linalg.svdvals(a.root @ b.root.T).sum().item()
+    if a.root is None and b.root is not None:
+        a, b = b, a
+    root = _root(a)
+    product = root @ b.covariance() @ root.T
+    values = torch.linalg.eigvalsh((product + product.T) / 2)
+    return values.clamp(min=0).sqrt().sum().item()
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m_a - m_b|² + tr(S_a + S_b - 2 (S_a S_b)^{1/2}), never below zero."""
+    assert a.mean.shape == b.mean.shape, "features of two detectors"
+    squared = (a.mean - b.mean).square().sum().item()
+    return max(squared + a.trace + b.trace - 2 * trace_sqrt_product(a, b), 0.0)

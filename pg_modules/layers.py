@@ -1,0 +1,197 @@
+"""Layers shared by generator and discriminator: spectral normalisation, conditional batch norm, noise, gating."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# (n, height, width) -> [n, 1, height, width] standard normal noise.
+NoiseSource = Callable[[int, int, int], torch.Tensor]
+
+SN_EPS = 1e-12
+
+
+class _SpectralNorm(nn.Module):
+    """Divides ``weight`` by an estimate of its largest singular value (Miyato et al. 2018, Algorithm 1).
+
+    Every forward pass in training mode advances the singular vectors ``u`` and ``v`` by one power
+    iteration, v first, as ``torch.nn.utils.spectral_norm`` does; gradients flow through the estimate.
+    Nothing but parameters and buffers is kept between passes, so a module can be copied at any time.
+    """
+
+    weight: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    out_dim = 0  # dimension of `weight` that counts outputs
+
+    def _init_vectors(self) -> None:
+        rows = self.weight.shape[self.out_dim]
+        for name, size in (("u", rows), ("v", self.weight.numel() // rows)):
+            vector = torch.randn(size, device=self.weight.device, dtype=self.weight.dtype)
+            self.register_buffer(name, F.normalize(vector, dim=0, eps=SN_EPS))
+
+    def normalized_weight(self) -> torch.Tensor:
+        """The weight divided by its spectral norm, in float32 at least; advances u and v in training mode."""
+        # Autocast would run the matrix products in bfloat16, whose rounding is as large as the steps of u and v.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
+            matrix = weight.transpose(0, self.out_dim).flatten(1)
+            u, v = self.u.to(weight.dtype), self.v.to(weight.dtype)
+            if self.training:
+                with torch.no_grad():
+                    v = F.normalize(torch.mv(matrix.t(), u), dim=0, eps=SN_EPS)
+                    u = F.normalize(torch.mv(matrix, v), dim=0, eps=SN_EPS)
+                    self.u.copy_(u)
+                    self.v.copy_(v)
+            elif torch.is_grad_enabled():
+                # A later pass in training mode overwrites the buffers; the graph needs these values.
+                u, v = u.clone(), v.clone()
+            sigma = torch.dot(u, torch.mv(matrix, v))
+            return (weight / sigma).to(self.weight.dtype)
+
+
+class SNConv2d(_SpectralNorm, nn.Conv2d):
+    """Conv2d with spectral normalisation; same arguments and initialisation as `torch.nn.Conv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0,
+                 groups: int = 1, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        self._init_vectors()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, in, H, W]`` to ``[N, out, H', W']``."""
+        return self._conv_forward(x, self.normalized_weight(), self.bias)
+
+
+class SNLinear(_SpectralNorm, nn.Linear):
+    """Linear layer with spectral normalisation."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self._init_vectors()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, in]`` to ``[N, out]``."""
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+
+class SNConvTranspose2d(_SpectralNorm, nn.ConvTranspose2d):
+    """Transposed convolution of stride 1 with spectral normalisation."""
+
+    out_dim = 1
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, bias=bias)
+        self._init_vectors()
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """``[N, in, H, W]`` to ``[N, out, H + kernel_size - 1, W + kernel_size - 1]``; no other `output_size`."""
+        assert output_size is None
+        return F.conv_transpose2d(x, self.normalized_weight(), self.bias)
+
+
+class SNUpConv2d(SNConv2d):
+    """Nearest-neighbour ×2, then a spectrally normalised 3×3 convolution without bias.
+
+    Both are one transposed 4×4 convolution of stride 2: the same numbers from 4 instead of 9 products
+    per output, and the enlarged input is never stored.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, in, H, W]`` to ``[N, out, 2H, 2W]``."""
+        return F.conv_transpose2d(x, upsampling_kernel(self.normalized_weight()), stride=2, padding=1)
+
+
+def upsampling_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """Kernel ``[in, out, 4, 4]`` whose transposed convolution is nearest ×2 and then ``weight [out, in, 3, 3]``.
+
+    Output pixels 2i and 2i+1 see each input pixel through one or two neighbouring taps, whose sums these are.
+    """
+    taps = F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+    rows = taps[:, :, 1:] + taps[:, :, :-1]
+    return rows[:, :, :, 1:] + rows[:, :, :, :-1]
+
+
+class NoiseInjection(nn.Module):
+    """Adds per-pixel noise, equal for all channels, times a learned weight that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, noise: NoiseSource | None) -> torch.Tensor:
+        """`noise`: called with (n, height, width); None adds nothing."""
+        if noise is None:
+            return x
+        drawn = noise(x.shape[0], x.shape[2], x.shape[3])
+        return torch.addcmul(x, self.weight.to(x.dtype), drawn.to(x))
+
+
+class Embedding(nn.Module):
+    """Linear map of condition vectors with N(0, 1) weights.
+
+    A one-hot ``c`` picks a row, as `torch.nn.Embedding` would; soft labels mix rows.
+    """
+
+    def __init__(self, c_dim: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_dim, dim))
+
+    def forward(self, c: torch.Tensor) -> torch.Tensor:
+        """``[N, c_dim]`` to ``[N, dim]``."""
+        with torch.autocast(c.device.type, enabled=False):  # a look-up shouldn't round its table
+            return c.to(self.weight.dtype) @ self.weight
+
+
+class ConditionalNorm(nn.Module):
+    """Batch normalisation with gain and bias from a vector, a map, both (their sums) or, without any, learned.
+
+    `embed_dim`: width of the embedded label (0: none), through spectrally normalised linear layers.
+    `h_channels`: channels of the map (0: none), through spectrally normalised 1×1 convolutions.
+    The gain is 1 + these terms.
+    """
+
+    def __init__(self, channels: int, embed_dim: int = 0, h_channels: int = 0) -> None:
+        super().__init__()
+        self.embed_dim, self.h_channels = embed_dim, h_channels
+        self.norm = nn.BatchNorm2d(channels, affine=not (embed_dim or h_channels))
+        if embed_dim:
+            self.gain = SNLinear(embed_dim, channels)
+            self.bias = SNLinear(embed_dim, channels)
+        if h_channels:
+            self.gain_h = SNConv2d(h_channels, channels, 1)
+            self.bias_h = SNConv2d(h_channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, embed: torch.Tensor | None, h: torch.Tensor | None) -> torch.Tensor:
+        """``x [N, C, H, W]``; ``embed [N, embed_dim]``; ``h [N, h_channels, H, W]`` or ``[N, h_channels, 1, 1]``."""
+        x = self.norm(x)
+        terms = []
+        if self.embed_dim:
+            assert embed is not None
+            terms.append((self.gain(embed)[:, :, None, None], self.bias(embed)[:, :, None, None]))
+        if self.h_channels:
+            assert h is not None
+            terms.append((self.gain_h(h), self.bias_h(h)))
+        if not terms:
+            return x
+        gain = 1 + sum(gain for gain, _ in terms)
+        bias = sum(bias for _, bias in terms)
+        return torch.addcmul(bias.to(x.dtype), x, gain.to(x.dtype))
+
+
+def resize_map(h: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """``[N, C, H, W]`` resized bilinearly (align_corners=False) to `size`; 1×1 maps stay as they broadcast."""
+    if h.shape[2:] == (1, 1) or tuple(h.shape[2:]) == size:
+        return h
+    return F.interpolate(h, size, mode="bilinear", align_corners=False)
+
+
+def normalize_second_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """Rows of ``[N, dim]`` scaled to a mean square of 1."""
+    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()

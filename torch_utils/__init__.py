@@ -1,0 +1,1 @@
+"""Checkpoints, devices, randomness, EMA and logged statistics."""

@@ -1,0 +1,159 @@
+"""Checkpoint files: tensors plus JSON text in one file, never code.
+
+A checkpoint is a nest of dict, list, tuple, str, int, float, bool, None and tensors. On disk it is what
+``torch.save`` makes of ``{"format", "kind", "json", "tensors"}`` with the structure as JSON and the
+tensors by number, so that ``torch.load(weights_only=True)`` opens it and nothing in it can run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib import UserError, atomic_write, format_bytes
+from dnnlib.util import write_error
+
+FORMAT = "dicgan-1"
+
+KINDS = {
+    "gan": "a generator checkpoint (network-snapshot-*.pkl of train.py)",
+    "ldm": "a latent diffusion checkpoint (network-snapshot-*.pkl of ldm/train.py)",
+    "latents": "a latent file (of ldm/sample.py)",
+    "stats": "a cache of feature statistics",
+}
+
+
+def pack(state: Any, tensors: list[torch.Tensor]) -> Any:
+    """JSON-ready copy of `state`; every tensor is appended to `tensors` and replaced by its number."""
+    if isinstance(state, torch.Tensor):
+        tensors.append(state.detach().cpu().contiguous())
+        return {"$tensor": len(tensors) - 1}
+    if isinstance(state, dict):
+        # A list of pairs keeps the order and the integer keys of optimizer states.
+        return {"$dict": [[pack(key, tensors), pack(value, tensors)] for key, value in state.items()]}
+    if isinstance(state, tuple):
+        return {"$tuple": [pack(value, tensors) for value in state]}
+    if isinstance(state, list):
+        return [pack(value, tensors) for value in state]
+    if state is None or isinstance(state, (str, bool, int, float)):
+        return state
+    raise TypeError(f"a checkpoint can't hold {type(state).__name__}")
+
+
+def unpack(packed: Any, tensors: list[torch.Tensor]) -> Any:
+    """Inverse of `pack`; raises ValueError, KeyError or IndexError on a malformed tree."""
+    if isinstance(packed, list):
+        return [unpack(value, tensors) for value in packed]
+    if isinstance(packed, dict):
+        if "$tensor" in packed:
+            return tensors[packed["$tensor"]]
+        if "$tuple" in packed:
+            return tuple(unpack(value, tensors) for value in packed["$tuple"])
+        return {unpack(key, tensors): unpack(value, tensors) for key, value in packed["$dict"]}
+    return packed
+
+
+def save(path: str | os.PathLike, kind: str, state: dict[str, Any]) -> None:
+    """Writes `state` under `path`, atomically: on any failure the file that stood there before stays.
+
+    `kind` is a key of `KINDS`. Raises `UserError` when the disk is full or not writable.
+    """
+    assert kind in KINDS, kind
+    tensors: list[torch.Tensor] = []
+    text = json.dumps(pack(state, tensors))
+    _check_space(Path(path), sum(t.numel() * t.element_size() for t in tensors) + len(text))
+    try:
+        with atomic_write(path) as file:
+            torch.save({"format": FORMAT, "kind": kind, "json": text, "tensors": tensors}, file)
+    except RuntimeError as error:  # torch wraps the OSError of the file object
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError):
+            raise write_error(path, cause) from error
+        raise UserError(f"Cannot write {path}: {_first_line(error)}. Is the disk full? Nothing was changed.") from error
+
+
+def _check_space(path: Path, needed: int) -> None:
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"Cannot write {path}: it needs {format_bytes(needed)} and the disk has {format_bytes(free)} free; "
+            "free some space and run the same command again. Nothing was changed."
+        )
+
+
+def load(path: str | os.PathLike, kind: str | tuple[str, ...]) -> dict[str, Any]:
+    """The state saved under `path`, tensors on the CPU. No code of the file is ever run.
+
+    `kind`: the kind or kinds that fit here. Anything else (missing, truncated, foreign, of another
+    kind) is a one-line `UserError`.
+    """
+    kinds = (kind,) if isinstance(kind, str) else kind
+    record = _read_record(path)
+    if record["kind"] not in kinds:
+        raise UserError(
+            f"{path} is {KINDS.get(record['kind'], 'a file of another kind')}; "
+            f"here {' or '.join(KINDS[k] for k in kinds)} is needed."
+        )
+    try:
+        state = unpack(json.loads(record["json"]), record["tensors"])
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: its table of contents does not fit. Use another snapshot.") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is damaged: it holds no named entries. Use another snapshot.")
+    return state
+
+
+def kind_of(path: str | os.PathLike) -> str:
+    """The kind of the checkpoint under `path`; `UserError` as in `load`."""
+    return _read_record(path)["kind"]
+
+
+def _read_record(path: str | os.PathLike) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist; give the path of a checkpoint file (*.pkl).")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of this project: it is no pickle or holds code or foreign classes, "
+            "which are never run. Give a network-snapshot-*.pkl that train.py or ldm/train.py wrote."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+            AssertionError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: truncated or damaged ({_first_line(error)}). Use another snapshot."
+        ) from error
+    if not isinstance(record, dict) or not str(record.get("format", "")).startswith("dicgan-"):
+        raise UserError(f"{path} is not a checkpoint of this project; give one that train.py or ldm/train.py wrote.")
+    if record["format"] != FORMAT:
+        raise UserError(f"{path} has format {record['format']}; this version reads {FORMAT}.")
+    if not (isinstance(record.get("json"), str) and isinstance(record.get("tensors"), list)
+            and isinstance(record.get("kind"), str)):
+        raise UserError(f"{path} is damaged: parts are missing. Use another snapshot.")
+    return record
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
+
+def weights_hash(state_dict: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, types and values of a module's tensors: the identity of its weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

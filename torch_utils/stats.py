@@ -1,0 +1,63 @@
+"""Statistics of a run: collected per step, written once per tick to ``stats.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib import atomic_write
+
+
+class Collector:
+    """Number, mean and standard deviation of every named value since the last `pop`."""
+
+    def __init__(self) -> None:
+        self._moments: dict[str, list[float]] = {}
+
+    def report(self, name: str, value: torch.Tensor | float) -> None:
+        """Adds a scalar or all elements of a tensor under `name`."""
+        values = torch.as_tensor(value, dtype=torch.float64).detach().flatten().cpu()
+        if values.numel() == 0:
+            return
+        moments = self._moments.setdefault(name, [0.0, 0.0, 0.0])
+        moments[0] += values.numel()
+        moments[1] += values.sum().item()
+        moments[2] += values.square().sum().item()
+
+    def pop(self) -> dict[str, dict[str, float]]:
+        """``{name: {"num", "mean", "std"}}`` in order of first report; starts over."""
+        result = {}
+        for name, (num, total, squares) in self._moments.items():
+            mean = total / num
+            result[name] = {"num": int(num), "mean": mean, "std": math.sqrt(max(squares / num - mean * mean, 0.0))}
+        self._moments = {}
+        return result
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Moments so far, so that a run resumed within a tick reports the same numbers."""
+        return {name: list(moments) for name, moments in self._moments.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Takes over what `state_dict` returned."""
+        self._moments = {name: list(moments) for name, moments in state.items()}
+
+
+class JsonLines:
+    """An append-only ``.jsonl`` file that forgets, on resume, what was written after the snapshot."""
+
+    def __init__(self, path: str | os.PathLike, keep_lines: int) -> None:
+        self.path = Path(path)
+        lines = self.path.read_bytes().splitlines(keepends=True)[:keep_lines] if self.path.exists() else []
+        with atomic_write(self.path) as file:
+            file.writelines(lines)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Writes one line, with the time."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, "timestamp": time.time()}) + "\n")

@@ -1,0 +1,1 @@
+"""Training of generators: data, losses, conditioning, the loop, and sampling from what was trained."""

@@ -1,0 +1,99 @@
+"""Does h say anything, and does G listen? Logged every tick over a fixed subset of the training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from pg_modules.backbones import load_backbone
+from torch_utils.rng import generator
+from training.dataset import ImageDataset
+from training.diffused_instance import posterior_perplexity
+from training.loader import to_float
+from training.sampling import Gan, Sampler, encode
+
+SUBSET, QUERIES, SIDE = 256, 64, 128
+
+
+def mean_cosine(f: torch.Tensor) -> float:
+    """Mean cosine between latents f [N, ...] of different images; 1 = they are all the same."""
+    rows = F.normalize(f.flatten(1).double(), dim=1)
+    n = len(rows)
+    return ((rows.sum(0).square().sum() - n) / (n * (n - 1))).item()
+
+
+def effective_rank(f: torch.Tensor) -> float:
+    """exp of the entropy of the normalised eigenvalues of the covariance of f [N, ...]; 0 if f is constant."""
+    rows = f.flatten(1).double()
+    values = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    if values.sum() < 1e-12 * rows.square().sum():
+        return 0.0
+    share = values / values.sum()
+    return torch.exp(-torch.xlogy(share, share).sum()).item()
+
+
+def retrieval_ranks(queries: torch.Tensor, gallery: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1-based rank of gallery[targets[i]] among gallery by cosine to queries[i]; all centred by the gallery's mean."""
+    mean = gallery.mean(0)
+    similarity = F.normalize(queries - mean, dim=1) @ F.normalize(gallery - mean, dim=1).T
+    own = similarity.gather(1, targets[:, None])
+    return (similarity > own).sum(1) + 1
+
+
+@dataclass
+class Diagnostics:
+    """The fixed subset and its detector features (EfficientNet-Lite2, which neither D nor f uses)."""
+
+    dataset: ImageDataset
+    indices: list[int]
+    gallery: torch.Tensor
+    device: torch.device
+
+    @classmethod
+    def create(cls, dataset: ImageDataset, seed: int, device: torch.device) -> Diagnostics:
+        """Takes up to 256 images (no flips) chosen by `seed`."""
+        order = torch.randperm(dataset.num_images, generator=generator(seed, "diagnostics"))
+        indices = order[:SUBSET].tolist()
+        self = cls(dataset, indices, torch.empty(0), device)
+        images = [torch.stack([dataset[i][0] for i in indices[s:s + QUERIES]]) for s in range(0, len(indices), QUERIES)]
+        self.gallery = torch.cat([self._features(part) for part in images])
+        return self
+
+    @torch.no_grad()
+    def _features(self, img_u8: torch.Tensor) -> torch.Tensor:
+        img = F.interpolate(to_float(img_u8.to(self.device)), size=(SIDE, SIDE), mode="bicubic", antialias=True)
+        return load_backbone("tf_efficientnet_lite2").to(self.device).pooled(img).float().cpu()
+
+    def measure(self, gan: Gan, seed: int) -> dict[str, float]:
+        """Posterior perplexity, mean cosine and effective rank of f, and the median retrieval rank of x_i."""
+        f = encode(gan.G.encoder, self.dataset, self.indices, self.device)
+        count = min(QUERIES, len(f))
+        sampler = Sampler(gan, references=f, labels=self._labels())
+        fakes = self._features(torch.cat(list(sampler.images(range(count)))))
+        ranks = retrieval_ranks(fakes, self.gallery, torch.arange(count)).double()
+        return {
+            "Latent/perplexity": posterior_perplexity(f, sampler.sigma, generator(seed, "perplexity")),
+            "Latent/mean_cosine": mean_cosine(f),
+            "Latent/effective_rank": effective_rank(f),
+            "Latent/retrieval_rank": ranks.median().item(),
+            "Latent/retrieval_chance": (len(f) + 1) / 2,
+        }
+
+    def _labels(self) -> list[int] | None:
+        if self.dataset.labels is None:
+            return None
+        return [int(self.dataset.labels[i]) for i in self.indices]
+
+
+def collapse_warning(values: dict[str, float], encoder: str) -> str | None:
+    """One line with the remedy if f has collapsed; None for a healthy f or the constant control."""
+    if encoder.endswith("ConstantEncoder"):
+        return None
+    if values["Latent/mean_cosine"] < 0.9 and values["Latent/effective_rank"] > 2:
+        return None
+    return (
+        f"Warning: the latents have collapsed (mean cosine {values['Latent/mean_cosine']:.2f}, effective rank "
+        f"{values['Latent/effective_rank']:.1f}): h says nothing about x_i. Use --encoder frozen, or --info-weight 10."
+    )

@@ -1,0 +1,175 @@
+"""What a run leaves behind besides snapshots: stats.jsonl, TensorBoard, log lines, grids of pictures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from dnnlib import format_bytes, format_time
+from torch_utils.device import device_description
+from torch_utils.rng import generator
+from torch_utils.stats import JsonLines
+from training.dataset import ImageDataset
+from training.diagnostics import Diagnostics, collapse_warning
+from training.run_state import RunState
+from training.sampling import Sampler, encode, grid, live_gan
+
+GRID = 64  # images of reals.png and fakes*.png
+
+
+class RunLog:
+    """Writes the files of a run directory; on resume, lines after the snapshot are dropped first."""
+
+    def __init__(self, run_dir: Path, run: RunState, dataset: ImageDataset) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run_dir, self.run, self.dataset = run_dir, run, dataset
+        tick = run.progress["cur_tick"]
+        self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=tick)
+        self.board = SummaryWriter(str(run_dir), purge_step=run.progress["cur_nimg"] + 1 if tick else None)
+        order = torch.randperm(dataset.num_images, generator=generator(run.config["run"]["seed"], "grid"))
+        self.grid_indices = order[:GRID].tolist()
+        self.since, self.warned = time.monotonic(), False
+
+    def begin(self) -> None:
+        """Grid of reals and of the untrained generator, for new runs."""
+        if self.run.progress["cur_nimg"] == 0:
+            reals = torch.stack([self.dataset[i][0] for i in self.grid_indices])
+            save_grid(self.run_dir / "reals.png", reals)
+            self.fakes("fakes_init.png")
+        self.since = time.monotonic()
+        self.since_nimg = self.run.progress["cur_nimg"]
+
+    def fakes(self, name: str | None = None) -> None:
+        """Grid of G_ema's samples: for the images of ``reals.png`` where G takes latents."""
+        f = None
+        if self.run.conditioning.uses_latents:
+            f = encode(self.run.G_ema.encoder, self.dataset, self.grid_indices, self.run.device)
+        labels = None
+        if self.run.config["G"]["c_dim"]:
+            assert self.dataset.labels is not None
+            labels = [int(self.dataset.labels[i]) for i in self.grid_indices]
+        sampler = Sampler(live_gan(self.run, "this run"), references=f, labels=labels)
+        images = torch.cat(list(sampler.images(range(len(self.grid_indices)), 16)))
+        save_grid(self.run_dir / (name or f"fakes{self.run.progress['cur_nimg'] // 1000:06d}.png"), images)
+
+    def tick(self, diagnostics: Diagnostics | None) -> None:
+        """One line of stats.jsonl, TensorBoard scalars and a line for people; closes the tick."""
+        run, progress = self.run, self.run.progress
+        seconds, nimg = time.monotonic() - self.since, progress["cur_nimg"] - self.since_nimg
+        if diagnostics is not None:
+            values = diagnostics.measure(live_gan(run, "this run"), run.config["run"]["seed"])
+            for name, value in values.items():
+                run.collector.report(name, value)
+            warning = collapse_warning(values, run.config["G"]["encoder"]["class_name"])
+            if warning and not self.warned:
+                tqdm.write(warning)
+                self.warned = True
+        progress["cur_tick"] += 1
+        progress["tick_start_nimg"] = progress["cur_nimg"]
+        record: dict[str, Any] = dict(run.collector.pop())
+        for name, entry in record.items():
+            self.board.add_scalar(name, entry["mean"], progress["cur_nimg"])
+        rate = nimg / max(seconds, 1e-9)
+        memory = psutil.Process().memory_info().rss
+        timing = {"Timing/img_per_sec": rate, "Timing/total_sec": progress["seconds"], "Resources/rss_bytes": memory}
+        for name, value in timing.items():
+            self.board.add_scalar(name, value, progress["cur_nimg"])
+        self.board.flush()
+        self.stats.append({"Progress/tick": progress["cur_tick"], "Progress/kimg": progress["cur_nimg"] / 1000,
+                           **record, **timing})
+        tqdm.write(self._line(record, rate, memory))
+        self.since, self.since_nimg = time.monotonic(), progress["cur_nimg"]
+
+    def _line(self, record: dict[str, Any], rate: float, memory: int) -> str:
+        run, progress = self.run, self.run.progress
+        opts = run.config["run"]
+        left = (opts["kimg"] * 1000 - progress["cur_nimg"]) / max(rate, 1e-9)
+        if opts["minutes"]:
+            left = min(left, opts["minutes"] * 60 - progress["seconds"])
+        line = (f"tick {progress['cur_tick']:<4d} kimg {progress['cur_nimg'] / 1000:<8.1f} "
+                f"time {format_time(progress['seconds']):<8s} left {format_time(max(left, 0)):<8s} img/s {rate:<6.1f} "
+                f"mem {format_bytes(memory)} G {record['Loss/G/loss']['mean']:+.2f} "
+                f"D {record['Loss/scores/real']['mean']:+.2f}/{record['Loss/scores/fake']['mean']:+.2f}")
+        if "Latent/perplexity" in record:
+            line += (f" | f: perplexity {record['Latent/perplexity']['mean']:.1f} "
+                     f"rank {record['Latent/effective_rank']['mean']:.1f} "
+                     f"retrieval {record['Latent/retrieval_rank']['mean']:.0f} "
+                     f"of chance {record['Latent/retrieval_chance']['mean']:.0f}")
+        return line
+
+    def metrics(self, values: dict[str, float]) -> None:
+        """TensorBoard scalars and a line for the metrics of a snapshot."""
+        for name, value in values.items():
+            self.board.add_scalar(f"Metrics/{name}", value, self.run.progress["cur_nimg"])
+        tqdm.write("metrics " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        self.board.close()
+
+
+def save_grid(path: Path, images: torch.Tensor, columns: int = 8) -> None:
+    """uint8 [n, 3, R, R] as one PNG."""
+    from PIL import Image
+
+    from dnnlib import atomic_write
+
+    with atomic_write(path) as file:
+        Image.fromarray(grid(images, columns)).save(file, format="png")
+
+
+def describe(run: RunState) -> str:
+    """Lines about networks and machine for the head of the log."""
+    def count(net: torch.nn.Module) -> str:
+        return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
+
+    data, encoder = run.config["data"], run.config["G"]["encoder"]
+    lines = [
+        f"Data:    {data['path']}, {data['num_images']} images, {data['resolution']} px"
+        f"{', x-flips' if data['mirror'] else ''}{', labels' if data['use_labels'] else ''}",
+        f"G:       {run.config['G']['class_name']}, {count(run.G)} parameters",
+        f"D:       {run.config['D']['class_name']}, {count(run.D)} parameters (frozen network not counted)",
+        f"Device:  {device_description(run.device)}, amp {run.config['loss']['amp']}",
+    ]
+    if encoder:
+        lines.insert(2, f"f:       {encoder['class_name']}, latent {'x'.join(map(str, encoder['latent_shape']))}, "
+                        f"sigma {run.config['conditioning']['sigma']}")
+    return "\n".join(lines)
+
+
+class Tee:
+    """Copies what is printed to a file, by appending, while it is entered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Tee:
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.stdout = sys.stdout
+        sys.stdout = self  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        sys.stdout = self.stdout
+        if error is not None:
+            self.file.write(f"{type(error).__name__}: {getattr(error, 'message', error)}\n")
+        self.file.close()
+
+    def write(self, text: str) -> int:
+        """Writes to both."""
+        self.stdout.write(text)
+        self.file.write(text)
+        self.file.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes both."""
+        self.stdout.flush()
+        self.file.flush()

@@ -1,0 +1,43 @@
+"""Options of a run that don't belong to a network: how long, how often, how much at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnnlib import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Validated on construction; every message names the flag."""
+
+    batch: int  # images per optimizer step
+    batch_gpu: int | str  # images per pass (gradients are accumulated), or auto = what fits the memory
+    kimg: float  # length of the run in thousands of images
+    minutes: float | None  # and in minutes of training over all sessions; None = no limit
+    tick: float  # thousands of images between two lines of stats.jsonl
+    snap: int  # ticks between two snapshots
+    snap_minutes: float  # minutes after which a snapshot is due in any case
+    keep: int  # newest snapshots kept; 0 = all
+    metrics: str  # comma-separated names, or none
+    seed: int
+    workers: int | str  # loader processes, or auto
+    ema_kimg: float  # half-life of G_ema in thousands of images
+    ema_rampup: float | None  # at most this share of the images seen
+
+    def __post_init__(self) -> None:
+        positive = {"batch": self.batch, "kimg": self.kimg, "tick": self.tick, "snap": self.snap,
+                    "snap-minutes": self.snap_minutes, "minutes": self.minutes or 1.0}
+        for flag, value in positive.items():
+            if not value > 0:
+                raise UserError(f"--{flag} {value:g}: must be above 0.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"--minutes {self.minutes:g}: must be above 0.")
+        if self.batch < 2:
+            raise UserError("--batch 1: batch normalisation needs at least 2 images per step.")
+        if isinstance(self.batch_gpu, int) and (self.batch_gpu < 2 or self.batch % self.batch_gpu):
+            raise UserError(f"--batch-gpu {self.batch_gpu}: must be at least 2 and divide --batch {self.batch}.")
+        if self.keep < 0 or (isinstance(self.workers, int) and self.workers < 0):
+            raise UserError("--keep and --workers must not be negative.")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed {self.seed}: must be in 0 .. 2147483647.")

@@ -1,0 +1,195 @@
+"""The training loop: batches, two optimizer steps, EMA; ticks, snapshots and a clean end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dnnlib import UserError, construct, format_time
+from dnnlib.cli import stop_on_signal
+from torch_utils.ema import ema_beta, ema_update
+from torch_utils.rng import generator
+from training.conditioning.base import Batch
+from training.dataset import ImageDataset
+from training.diagnostics import Diagnostics
+from training.loader import batches, split, to_float
+from training.logs import RunLog
+from training.loss import Terms
+from training.memory import bytes_per_image, fit_batch, free_memory
+from training.options import RunOptions
+from training.run_state import RunState, prune_snapshots, snapshot_path
+from training.sampling import Gan, encode, live_gan
+
+Evaluate = Callable[[Gan, Path], dict[str, float]]
+FIT_IMAGES, TABLE_LIMIT = 10_000, 40_000
+
+
+def prepare_latents(run: RunState, dataset: ImageDataset, *, fit: bool, choose: bool) -> None:
+    """Readies f and sigma: `fit` adapts f to the data set, `choose` lets ``--sigma auto`` choose.
+
+    A resumed run does neither, one from other weights only chooses. Where f never changes it is tabulated.
+    """
+    if not run.conditioning.uses_latents:
+        return
+    encoder, seed = run.G.encoder, run.config["run"]["seed"]
+    encoder.eval()
+    order = torch.randperm(len(dataset), generator=generator(seed, "fit")).tolist()[:FIT_IMAGES]
+    if fit:
+        images = (torch.stack([dataset[i][0] for i in order[s:s + 64]]) for s in range(0, len(order), 64))
+        encoder.fit(to_float(img.to(run.device)) for img in images)
+        run.G_ema.load_state_dict(run.G.state_dict())
+    if choose:
+        run.conditioning.prepare(encode(encoder, dataset, order[:2000], run.device), seed)
+    if not encoder.trainable and len(dataset) <= TABLE_LIMIT:
+        run.conditioning.table = encode(encoder, dataset, range(len(dataset)), run.device).to(run.device)
+    encoder.train()
+
+
+class Trainer:
+    """One run of the loop over a `RunState`; `train` returns when the run is over or interrupted."""
+
+    def __init__(self, run: RunState, dataset: ImageDataset, run_dir: Path, evaluate: Evaluate | None) -> None:
+        """evaluate: metrics of a snapshot, from outside so that training doesn't import metrics; None = no metrics."""
+        self.run, self.dataset, self.run_dir, self.evaluate = run, dataset, run_dir, evaluate
+        self.options: RunOptions = construct(run.config["run"])
+        self.loss = construct(run.config["loss"], G=run.G, D=run.D, conditioning=run.conditioning)
+        self.weights = {net: [p for p in net.parameters() if p.requires_grad] for net in (run.G, run.D)}
+        self.started = time.monotonic()
+        self.seconds_before = float(run.progress["seconds"])
+        self.last_snapshot = time.monotonic()
+
+    # One iteration.
+
+    def _phase(self, net: torch.nn.Module, optimizer: torch.optim.Optimizer, parts: list[Batch],
+               terms_of: Callable[[Batch, torch.Generator], list[Terms]], rng: torch.Generator) -> None:
+        """Accumulates the gradients of all micro-batches and steps, unless something isn't finite."""
+        # Gradients into the other network's weights would be thrown away; those into its inputs are needed.
+        others = self.weights[self.run.D if net is self.run.G else self.run.G]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        optimizer.zero_grad(set_to_none=True)
+        total = sum(len(part.img) for part in parts)
+        for part in parts:
+            for terms in terms_of(part, rng):
+                for name, value in terms.log.items():
+                    self.run.collector.report(name, value)
+                if not torch.isfinite(terms.loss):
+                    self._stop_nonfinite(f"the loss {next(iter(terms.log))} is {terms.loss.item()}")
+                (terms.loss * (len(part.img) / total)).backward()
+        for parameter in others:
+            parameter.requires_grad_(True)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
+            self._stop_nonfinite("a gradient is not finite")
+        optimizer.step()
+
+    def _stop_nonfinite(self, what: str) -> None:
+        raise UserError(
+            f"Training stopped at image {self.run.progress['cur_nimg']}: {what}. The weights were not updated; "
+            f"resume from the last snapshot in {self.run_dir}, or start anew with lower --glr and --dlr or --amp off."
+        )
+
+    def iteration(self, batch: Batch, batch_gpu: int) -> None:
+        """Step of G (and f), step of D, update of G_ema: Eq. 5 for DIC-GAN."""
+        run, opts, cur_nimg = self.run, self.options, self.run.progress["cur_nimg"]
+        parts = split(batch, batch_gpu)
+        self._phase(run.G, run.opt_G, parts, lambda part, rng: [self.loss.generator_terms(part, rng)],
+                    generator(opts.seed, "G", cur_nimg))
+        self._phase(run.D, run.opt_D, parts, self.loss.discriminator_terms, generator(opts.seed, "D", cur_nimg))
+        run.progress["cur_nimg"] = cur_nimg + opts.batch
+        ema_update(run.G_ema, run.G, ema_beta(opts.batch, cur_nimg + opts.batch, opts.ema_kimg, opts.ema_rampup))
+
+    # The loop.
+
+    def _over(self) -> bool:
+        progress, opts = self.run.progress, self.options
+        progress["seconds"] = self.seconds_before + time.monotonic() - self.started
+        out_of_time = opts.minutes is not None and progress["seconds"] >= opts.minutes * 60
+        return out_of_time or progress["cur_nimg"] >= opts.kimg * 1000
+
+    def train(self) -> bool:
+        """Trains until kimg or minutes are used up; False if interrupted before. The last state is always saved."""
+        run = self.run
+        batch_gpu = self._batch_gpu()
+        diagnostics = None
+        if run.conditioning.uses_latents:
+            diagnostics = Diagnostics.create(self.dataset, self.options.seed, run.device)
+        log = RunLog(self.run_dir, run, self.dataset)
+        bar = tqdm(total=int(self.options.kimg * 1000), initial=run.progress["cur_nimg"], unit="img", unit_scale=True,
+                   mininterval=1, dynamic_ncols=True, disable=None)
+        try:
+            with stop_on_signal() as stopped:
+                log.begin()
+                self._loop(stopped, batch_gpu, log, diagnostics, bar)
+                self._snapshot(log, pictures=not stopped())
+                return not stopped()
+        finally:
+            bar.close()
+            log.close()
+
+    def _loop(self, stopped: Callable[[], bool], batch_gpu: int, log: RunLog,
+              diagnostics: Diagnostics | None, bar: tqdm) -> None:
+        opts, progress = self.options, self.run.progress
+        workers = opts.workers if isinstance(opts.workers, int) else 0 if self.dataset.cached else 2
+        data = batches(self.dataset, opts.batch, opts.seed, progress["cur_nimg"], self.run.device, workers)
+        self.started = self.last_snapshot = time.monotonic()
+        estimated = False
+        while not (self._over() or stopped()):
+            self.iteration(next(data), batch_gpu)
+            bar.update(opts.batch)
+            if not estimated:
+                self._print_estimate(time.monotonic() - self.started)
+                estimated = True
+            if progress["cur_nimg"] - progress["tick_start_nimg"] >= opts.tick * 1000:
+                log.tick(diagnostics)
+                if progress["cur_tick"] % opts.snap == 0:
+                    self._snapshot(log)
+            if time.monotonic() - self.last_snapshot > opts.snap_minutes * 60:
+                self._snapshot(log, pictures=False)
+
+    def _batch_gpu(self) -> int:
+        """Resolves ``auto`` once and keeps it: batch normalisation makes it part of the mathematics."""
+        opts = self.options
+        if opts.batch_gpu == "auto":
+            size = fit_batch(opts.batch, bytes_per_image(self.run, self.loss), free_memory(self.run.device))
+            self.run.config["run"]["batch_gpu"] = size
+            print(f"--batch-gpu auto: {size} of {opts.batch} images at a time.", flush=True)
+        return int(self.run.config["run"]["batch_gpu"])
+
+    def _print_estimate(self, seconds: float) -> None:
+        """Says at once how long this will take: the default dicgan is hours or days on a CPU."""
+        opts, progress = self.options, self.run.progress
+        left = opts.kimg * 1000 - progress["cur_nimg"]
+        whole = left / opts.batch * seconds
+        planned = whole if opts.minutes is None else min(whole, opts.minutes * 60 - progress["seconds"])
+        tqdm.write(
+            f"First batch of {opts.batch} images: {seconds:.1f} s ({opts.batch / seconds:.2f} img/s). "
+            f"All {opts.kimg:g} kimg would take about {format_time(whole)}; "
+            f"this run ends in about {format_time(max(planned, 0))} (set --kimg or --minutes to change that)."
+        )
+
+    def _snapshot(self, log: RunLog, pictures: bool = True) -> None:
+        """Saves the state; then pictures and metrics, which may take long and must not risk it."""
+        run, opts, progress = self.run, self.options, self.run.progress
+        path = snapshot_path(self.run_dir, progress["cur_nimg"])
+        run.save(path)
+        prune_snapshots(self.run_dir, opts.keep)
+        self.last_snapshot = time.monotonic()
+        if not pictures:
+            return
+        log.fakes()
+        if self.evaluate is None:
+            return
+        values = self.evaluate(live_gan(run, path.name), path)
+        log.metrics(values)
+        first = next(iter(values.values()))
+        if progress["best"] is None or first < progress["best"]:
+            progress["best"], progress["best_nimg"] = first, progress["cur_nimg"]
+            run.save(self.run_dir / "best_model.pkl")
+            (self.run_dir / "best_nimg.txt").write_text(f"{progress['cur_nimg']}\n")
+            run.save(path)  # so that a resumed run knows the best value
