@@ -118,7 +118,7 @@ def main(ctx: click.Context, **flags: Any) -> None:
     else:
         for key in ("outdir", "data", "cfg"):
             if not flags[key]:
-                raise UserError(f"--{key} is missing. Example: python train.py --outdir runs --data set.zip --cfg dicgan")
+                raise UserError(f"--{key} is missing. Example: train.py --outdir runs --data set.zip --cfg dicgan")
         finished = start(flags)
     sys.exit(0 if finished else 3)
 

@@ -80,7 +80,7 @@ class _CifarSource(PackedSource):
                         raise UserError(f"{self.path}: {member.name} is not a CIFAR-10 batch.")
                     yield name, content
         except _DAMAGED as error:
-            raise UserError(f"{self.path} is damaged ({error}); download it again.") from error
+            raise UserError(f"{self.path} is damaged ({_reason(error)}); download it again.") from error
 
     def payloads(self, names: Sequence[str]) -> Iterator[bytes | np.ndarray | None]:
         # Each batch (30 MB) is read when its first image is asked for; `names` are sorted by batch.
@@ -93,6 +93,11 @@ class _CifarSource(PackedSource):
                 images, loaded = content[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), batch
             assert images is not None
             yield np.ascontiguousarray(images[int(index)])
+
+
+def _reason(error: BaseException) -> str:
+    """The error's first line (tarfile explains itself in six)."""
+    return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
 
 
 def _text(value: bytes | str) -> str:

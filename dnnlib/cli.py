@@ -22,9 +22,10 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, flags=re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,20})\s*(?:-\s*(\d{1,20})\s*)?", part, flags=re.ASCII)
         if match is None:
-            raise UserError(f"--seeds {text!r}: {part.strip()!r} is no seed; write numbers and ranges as in 0-63 or 1,5,9-12.")
+            raise UserError(f"--seeds {text!r}: {part.strip()!r} is no seed; write numbers and ranges as in 0-63 or "
+                            "1,5,9-12.")
         first = int(match[1])
         last = first if match[2] is None else int(match[2])
         if last < first:

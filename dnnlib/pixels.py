@@ -43,7 +43,8 @@ def decode(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _bomb(name) from None
     except Exception as error:  # Pillow's readers raise almost anything on damaged data
-        reason = "the format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "the format is unknown" if unknown else str(error).partition("\n")[0]
         raise UserError(f"{name} is not a readable image ({reason or type(error).__name__}).") from error
 
 

@@ -6,6 +6,7 @@ x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps. Nothing is clamped: latents have no fix
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -55,7 +56,7 @@ def sample(eps_fn: EpsFn, x_T: torch.Tensor, alpha_bar: torch.Tensor, steps: Seq
     Returns x_0, shaped like x_T. Raises ValueError when the times don't fall, eta is outside [0, 1] or
     `noise_fn` is missing.
     """
-    if not steps or any(s >= t for t, s in zip(steps, steps[1:], strict=False)):
+    if not steps or any(s >= t for t, s in itertools.pairwise(steps)):
         raise ValueError("times must fall and there must be at least one")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be between 0 and 1, not {eta}")

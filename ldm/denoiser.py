@@ -22,6 +22,8 @@ PARAMETRISATIONS = ("gaussian", "epsilon")
 class TimeEmbedding(nn.Module):
     """Sinusoids of the time index, then two linear layers (Ho et al. 2020): int64 ``[N]`` -> ``[N, 4 * channels]``."""
 
+    frequencies: torch.Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
@@ -49,8 +51,28 @@ class MLPBlock(nn.Module):
         return x + self.linear(self.dropout(functional.silu(self.norm(x) * (1 + scale) + shift)))
 
 
+class NormFeatures(nn.Module):
+    """How long x is, at four scales: ``[N, D]`` -> ``[N, 4]`` within (-1, 1).
+
+    Encoders that normalise their latents put them on a sphere; how far a noisy latent is off that sphere then
+    tells much of its noise, and the less noise there is, the finer the distance to be seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = (1.0, 4.0, 16.0, 64.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # The logarithm of the mean square has deviation sqrt(2 / D) for normal x.
+        length = (x.square().mean(1, keepdim=True) + 1e-8).log() * math.sqrt(x.shape[1] / 2)
+        return torch.tanh(length * length.new_tensor(self.scales))
+
+
 class MLP(nn.Module):
-    """Residual MLP over the flattened latent.
+    """Residual MLP over the flattened latent, plus a learned multiple of the latent itself.
+
+    The multiple depends on time and on the latent's length only (`NormFeatures`): a few weights that learn the
+    radial part of the distribution from little data, where the MLP alone would overfit first.
 
     shape    (C, H, W) of the latents
     width    units of every hidden layer; `groups` of its GroupNorms must divide it
@@ -64,20 +86,26 @@ class MLP(nn.Module):
                  dropout: float = 0.0, time_channels: int = 64) -> None:
         super().__init__()
         size = math.prod(shape)
+        emb = 4 * time_channels
         self.time = TimeEmbedding(time_channels)
+        self.length = NormFeatures()
+        self.gain = nn.Sequential(nn.Linear(emb + 4, 64), nn.SiLU(), nn.Linear(64, 1))
         self.first = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(MLPBlock(width, 4 * time_channels, groups, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(MLPBlock(width, emb + 4, groups, dropout) for _ in range(layers))
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.last = nn.Linear(width, size)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for layer in (self.last, self.gain[-1]):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        emb = functional.silu(self.time(t))
-        hidden = self.first(x.flatten(1))
+        flat = x.flatten(1)
+        emb = torch.cat([functional.silu(self.time(t)), self.length(flat)], dim=1)
+        hidden = self.first(flat)
         for block in self.blocks:
             hidden = block(hidden, emb)
-        return self.last(functional.silu(self.norm(hidden))).reshape(x.shape)
+        out = self.last(functional.silu(self.norm(hidden))) + self.gain(emb) * flat
+        return out.reshape(x.shape)
 
 
 class NoiseEstimator(nn.Module):
@@ -88,6 +116,9 @@ class NoiseEstimator(nn.Module):
     beyond it. F's target is then v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 of Salimans and Ho (2022), of unit size at
     all times, while the loss stays on eps.
     """
+
+    signal: torch.Tensor
+    noise: torch.Tensor
 
     def __init__(self, net: nn.Module, alpha_bar: torch.Tensor, parametrisation: str = "gaussian") -> None:
         super().__init__()

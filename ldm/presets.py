@@ -20,7 +20,8 @@ from dnnlib import UserError
 #   holdout          share of the images that only measures; eval_size noisy samples of it are the fixed test
 #   kimg, tick       length of a run and of a tick, thousands of latents; snap: ticks between snapshots
 _VECTOR: dict[str, Any] = {
-    "net": {"class_name": "ldm.denoiser.MLP", "width": 256, "layers": 4, "groups": 1, "dropout": 0.1, "time_channels": 64},
+    "net": {"class_name": "ldm.denoiser.MLP", "width": 256, "layers": 4, "groups": 1, "dropout": 0.1,
+            "time_channels": 64},
     "parametrisation": "gaussian",
     "schedule": {"kind": "linear", "num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
     "whiten": "auto",
@@ -28,14 +29,14 @@ _VECTOR: dict[str, Any] = {
     "batch": 256, "lr": 1e-3, "betas": [0.9, 0.999], "clip": 1.0,
     "ema_kimg": 100.0, "ema_rampup": 0.1,
     "holdout": 0.1, "eval_size": 2048,
-    "kimg": 2000.0, "tick": 50.0, "snap": 10, "keep": 3,
+    "kimg": 2000.0, "tick": 20.0, "snap": 10, "keep": 3,
 }
 
 _MAP: dict[str, Any] = {
     **_VECTOR,
     "net": {"class_name": "ldm.unet.UNet", "channels": 64, "mult": [1, 2, 2], "blocks": 2, "attention": [16, 8],
             "dropout": 0.1},
-    "batch": 64, "lr": 4e-4, "eval_size": 256, "kimg": 1000.0, "tick": 4.0,
+    "batch": 64, "lr": 4e-4, "eval_size": 256, "kimg": 1000.0, "tick": 2.0,
 }
 
 # What the DDIM code trains with: lr 2e-4, EMA .9999 (half of a weight is forgotten after 6931 steps of 128).

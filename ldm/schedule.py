@@ -14,7 +14,8 @@ KINDS = ("linear", "cosine")
 SPACINGS = ("uniform", "quadratic")
 
 
-def alpha_bars(kind: str = "linear", num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> torch.Tensor:
+def alpha_bars(kind: str = "linear", num_steps: int = 1000, beta_start: float = 1e-4,
+               beta_end: float = 0.02) -> torch.Tensor:
     """Cumulative products of 1 - beta, float64 ``[num_steps]``, strictly falling within (0, 1).
 
     ``linear``: betas evenly from `beta_start` to `beta_end` (Ho et al. 2020). ``cosine``: squared cosine with

@@ -141,8 +141,8 @@ class UNet(nn.Module):
         assert not skips
         self.norm = group_norm(now)
         self.last = nn.Conv2d(now, c_data, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         emb = functional.silu(self.time(t))

@@ -52,7 +52,8 @@ class Whitening:
 
     def to(self, device: torch.device | str) -> Whitening:
         """The same map with its tensors on `device`."""
-        return Whitening(self.kind, self.mean.to(device), self.matrix.to(device), self.inverse.to(device), self.shrinkage)
+        return Whitening(self.kind, self.mean.to(device), self.matrix.to(device), self.inverse.to(device),
+                         self.shrinkage)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""

@@ -55,7 +55,7 @@ class Detector:
     def __call__(self, img_u8: torch.Tensor) -> torch.Tensor:
         """Features ``[n, D]`` float32 on the CPU of ``img_u8`` uint8 ``[n, 3, H, W]``, of any size."""
         assert img_u8.dtype == torch.uint8, img_u8.dtype
-        assert img_u8.ndim == 4 and img_u8.shape[1] == 3, tuple(img_u8.shape)
+        assert tuple(img_u8.shape[1:2]) == (3,), tuple(img_u8.shape)
         x = resize_images(img_u8.to(self.device), self.resolution)
         # TF32 would make features depend on the GPU's generation in the fourth digit.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
@@ -82,15 +82,15 @@ def check_detector(name: str, weights: str | os.PathLike | None = None) -> None:
     if name == "inception":
         inception.check_weights(weights)
     elif weights is not None:
-        raise UserError(f"--weights {weights}: {name} brings its own weights; leave it out or use --detector inception.")
+        raise UserError(f"--weights {weights}: {name} brings its own; leave it out or use --detector inception.")
 
 
 def check_not_own(detector: str, d_backbone: str) -> None:
     """Refuses to judge a generator by the network that its discriminator looked through."""
     if d_backbone == f"tf_{detector}" or (detector == "inception" and "inception_v3" in d_backbone):
         raise UserError(
-            f"--detector {detector}: the discriminator of this network was trained on {d_backbone} itself, so the result "
-            f"would flatter it; use --detector {next(name for name in NAMES if name != detector)}."
+            f"--detector {detector}: the discriminator of this network was trained on {d_backbone} itself, so the "
+            f"result would flatter it; use --detector {next(name for name in NAMES if name != detector)}."
         )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+_BLOCK = 4096
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -40,13 +42,18 @@ class Gaussian:
 
 
 def fit_gaussian(features: torch.Tensor) -> Gaussian:
-    """The `Gaussian` of ``features [n, D]``, n at least 2."""
+    """The `Gaussian` of ``features [n, D]``, n at least 2; float64 copies are made of a block of rows at a time."""
     count, dim = features.shape
     assert count >= 2, "a covariance needs two vectors"
-    features = features.double()
-    mean = features.mean(0)
-    root = (features - mean) / (count - 1) ** 0.5
-    return Gaussian(count, mean, root=root) if count <= dim else Gaussian(count, mean, cov=root.T @ root)
+    blocks = features.split(_BLOCK)
+    mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / count
+    if count <= dim:
+        return Gaussian(count, mean, root=(features.double() - mean) / (count - 1) ** 0.5)
+    scatter = torch.zeros(dim, dim, dtype=torch.float64)
+    for block in blocks:
+        centred = block.double() - mean
+        scatter += centred.T @ centred
+    return Gaussian(count, mean, cov=scatter / (count - 1))
 
 
 def _root(gaussian: Gaussian) -> torch.Tensor:

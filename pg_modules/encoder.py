@@ -76,10 +76,11 @@ class Whitening(nn.Module):
         self.covariance.lerp_(centred.T @ centred / max(len(rows) - 1, 1), momentum)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and torch.is_grad_enabled():
-            self.observe(x, self.momentum)
-        weight = inverse_sqrt(self.covariance)
-        return F.conv2d(x.float() - self.mean[:, None, None], weight[:, :, None, None])
+        with torch.autocast(x.device.type, enabled=False):  # statistics need all of float32
+            if self.training and torch.is_grad_enabled():
+                self.observe(x, self.momentum)
+            weight = inverse_sqrt(self.covariance)
+            return F.conv2d(x.float() - self.mean[:, None, None], weight[:, :, None, None])
 
 
 class FrozenEncoder(Encoder):
@@ -142,11 +143,10 @@ class HeadEncoder(FrozenEncoder):
         """hidden: width of the correction, which starts at zero."""
         super().__init__(latent_shape, img_resolution, backbone, input_size)
         features = self._backbone[0].feature_dim
-        self.correction = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, self.latent_shape[0])
-        )
-        nn.init.zeros_(self.correction[-1].weight)
-        nn.init.zeros_(self.correction[-1].bias)
+        last = nn.Linear(hidden, self.latent_shape[0])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.correction = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, hidden), nn.SiLU(), last)
         self.whitening = Whitening(self.latent_shape[0])
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
@@ -195,6 +195,8 @@ class ConstantEncoder(Encoder):
     """The control: the same f for every image, so that h says nothing and is an extra noise input."""
 
     trainable = False
+
+    constant: torch.Tensor
 
     def __init__(self, latent_shape: Sequence[int]) -> None:
         super().__init__(latent_shape)

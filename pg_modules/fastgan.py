@@ -114,7 +114,7 @@ class Generator(nn.Module):
                             "convert the data set with dataset_tool.py --resolution.")
         self.z_dim, self.c_dim = z_dim, c_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
-        self.encoder = None if encoder is None else dnnlib.construct(encoder)
+        self.encoder: Any = None if encoder is None else dnnlib.construct(encoder)  # an Encoder, or None
         h_channels = 0 if self.encoder is None else int(self.encoder.latent_shape[0])
         self.modulation = Modulation(z_dim, h_channels) if self.encoder is not None else None
         self.embed = Embedding(c_dim, z_dim) if c_dim else None

@@ -23,8 +23,9 @@ class Modulation(nn.Module):
         self.affine = nn.Linear(z_dim, 2 * hidden)
         self.middle = nn.Conv2d(hidden, hidden, kernel_size, padding=pad)
         self.leave = nn.Conv2d(hidden, channels, kernel_size, padding=pad)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        with torch.no_grad():
+            for parameter in self.leave.parameters():
+                parameter.zero_()
 
     def forward(self, h: torch.Tensor, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         """h [N, C, H, W], z [N, z_dim], sigma in [0, 1) as a number or [N] → ĥ [N, C, H, W].

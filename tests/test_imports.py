@@ -65,7 +65,8 @@ def test_a_reversed_arrow_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*SCRIPTS, "ldm/train.py", "ldm/sample.py"])
 def test_help_needs_no_heavy_imports(name: str) -> None:
     """Asserted by what is loaded, not by the clock: torch, numpy and PIL stay out of ``--help``."""
-    code = ("import runpy, sys\nsys.argv = [sys.argv[1], '--help']\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code = ("import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "except SystemExit as end:\n    assert not end.code\n"
             "print('LOADED', [m for m in ('torch', 'numpy', 'PIL', 'timm', 'scipy') if m in sys.modules])")
     done = run_script("-c", code, ROOT / name)

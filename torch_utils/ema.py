@@ -19,8 +19,9 @@ def ema_beta(batch_size: int, cur_nimg: int, half_life_kimg: float, rampup: floa
 @torch.no_grad()
 def ema_update(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
     """Parameters of `ema` move to those of `net` by 1 - `beta`; buffers are copied (facts of the official loop)."""
-    targets = list(ema.parameters())
+    targets: list[torch.Tensor] = list(ema.parameters())
+    sources: list[torch.Tensor] = list(net.parameters())
     if targets:
-        torch._foreach_lerp_(targets, list(net.parameters()), 1.0 - beta)
+        torch._foreach_lerp_(targets, sources, 1.0 - beta)
     for target, source in zip(ema.buffers(), net.buffers(), strict=True):
         target.copy_(source)

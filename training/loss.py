@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pg_modules.fastgan import Generator
 from torch_utils.device import autocast
 from training.conditioning.base import Batch, Condition, Conditioning
 
@@ -38,7 +39,7 @@ class ProjectedGANLoss:
     D: relu(1 − D(x_i, sg(h))) + relu(1 + D(G(z, h), sg(h))), G and f: −D(G(z, h), sg(h)).
     """
 
-    def __init__(self, G: nn.Module, D: nn.Module, conditioning: Conditioning, *,
+    def __init__(self, G: Generator, D: nn.Module, conditioning: Conditioning, *,
                  amp: str = "off", info_weight: float = 0.0) -> None:
         """amp: ``off`` or ``bf16``, precision of the forward passes. info_weight: weight of `information`."""
         self.G, self.D, self.conditioning = G, D, conditioning
@@ -70,8 +71,10 @@ class ProjectedGANLoss:
     def information(self, fake: torch.Tensor, condition: Condition) -> torch.Tensor:
         """1 − cosine between f(G(z, h)) and sg(f(x_i)): G is paid for saying what h says. Scalar."""
         assert condition.f is not None
+        self.G.encoder.eval()  # running statistics of f follow real images only
         with autocast(fake.device, self.amp):
             seen = self.G.encoder(fake)
+        self.G.encoder.train()
         return 1 - F.cosine_similarity(seen.float().flatten(1), condition.f.detach().flatten(1)).mean()
 
     def discriminator_terms(self, batch: Batch, generator: torch.Generator) -> list[Terms]:

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "cond": False,
     "encoder": None,  # frozen | head | joint | constant
     "latent": None,  # (C, H, W) of f
+    "f_input": None,  # side that a frozen network in f sees images at; None = native, at least 128
     "sigma": None,  # number in [0, 1) or auto:PERPLEXITY
     "info_weight": 0.0,
     # Discriminator.
@@ -53,7 +54,7 @@ DEFAULTS: dict[str, Any] = {
 _DICGAN = {"conditioning": "dicgan", "encoder": "frozen", "latent": (16, 1, 1), "sigma": "auto:5",
            "info_weight": 1.0, "mirror": True}
 # Settings of a first CPU study: thin blocks, small D input, few images per step, high learning rates.
-_DEMO = {"generator": "fastgan_lite", "ngf": 16, "d_input": 64, "d_width": 0.5, "glr": 5e-4, "dlr": 5e-4,
+_DEMO = {"generator": "fastgan_lite", "ngf": 16, "f_input": 64, "d_input": 64, "d_width": 0.5, "glr": 5e-4, "dlr": 5e-4,
          "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4, "metrics": "none", "mirror": True}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -121,6 +122,8 @@ def _generator(row: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any
         encoder = {"class_name": f"pg_modules.encoder.{name}", "latent_shape": list(row["latent"])}
         if row["encoder"] != "constant":
             encoder["img_resolution"] = data["resolution"]
+        if row["encoder"] in ("frozen", "head"):
+            encoder["input_size"] = row["f_input"]
     return {
         "class_name": "pg_modules.fastgan.Generator",
         "z_dim": row["z_dim"],

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dnnlib import UserError, construct
+from pg_modules.fastgan import Generator
 from torch_utils import checkpoint
 from torch_utils.rng import mix_seed
 from torch_utils.stats import Collector
@@ -35,7 +36,7 @@ class RunState:
         self.config, self.device = config, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(config["run"]["seed"], "init") % 2**32)
-            self.G: nn.Module = construct(config["G"]).train().to(device)
+            self.G: Generator = construct(config["G"]).train().to(device)
             self.D: nn.Module = construct(config["D"]).train().to(device)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.conditioning: Conditioning = construct(config["conditioning"])

@@ -13,6 +13,7 @@ from torch import nn
 
 from dnnlib import UserError, construct
 from dnnlib.images import decode, is_image_name, open_source
+from pg_modules.fastgan import Generator
 from torch_utils.checkpoint import weights_hash
 from torch_utils.rng import generator, mix_seed, sample_normal
 from training.conditioning.base import one_hot
@@ -30,7 +31,7 @@ class Gan:
 
     path: str
     config: dict[str, Any]
-    G: nn.Module
+    G: Generator
     dataset: dict[str, Any]
     hash: str
     progress: dict[str, Any]
@@ -54,7 +55,7 @@ def load_gan(path: str | Path, device: torch.device) -> Gan:
         G = construct(state["config"]["G"]).eval().requires_grad_(False)
         G.load_state_dict(state["G_ema"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: its weights do not fit its configuration. Use another snapshot.") from error
+        raise UserError(f"{path} is damaged: weights and configuration do not fit. Use another snapshot.") from error
     return Gan(str(path), state["config"], G.to(device), state["config"]["data"], weights_hash(state["G_ema"]),
                state["progress"], state["conditioning"].get("sigma"))
 

@@ -44,7 +44,9 @@ def prepare_latents(run: RunState, dataset: ImageDataset, *, fit: bool, choose: 
         encoder.fit(to_float(img.to(run.device)) for img in images)
         run.G_ema.load_state_dict(run.G.state_dict())
     if choose:
-        run.conditioning.prepare(encode(encoder, dataset, order[:2000], run.device), seed)
+        # Without flips: an image and its mirror image are no two neighbours.
+        plain = [i for i in order if i < dataset.num_images][:2000]
+        run.conditioning.prepare(encode(encoder, dataset, plain, run.device), seed)
     if not encoder.trainable and len(dataset) <= TABLE_LIMIT:
         run.conditioning.table = encode(encoder, dataset, range(len(dataset)), run.device).to(run.device)
     encoder.train()

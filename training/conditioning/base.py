@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
+
+from pg_modules.fastgan import Generator
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ class Conditioning:
     def __init__(self, c_dim: int = 0) -> None:
         """c_dim: number of classes; 0 = labels aren't used."""
         self.c_dim = c_dim
+        # Latents of the whole data set where they never change (frozen f); else they are computed.
+        self.table: torch.Tensor | None = None
 
     def prepare(self, latents: torch.Tensor | None, seed: int) -> None:
         """Once before training, with the latents [M, C, H, W] of a subset if the method uses them."""
 
-    def condition(self, batch: Batch, G: nn.Module, generator: torch.Generator) -> Condition:
+    def condition(self, batch: Batch, G: Generator, generator: torch.Generator) -> Condition:
         """Conditions whose matching real images are those of `batch`. Builds a graph if gradients are on."""
         return Condition(c=one_hot(batch.labels, self.c_dim))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from dnnlib import UserError
+from pg_modules.fastgan import Generator
 from training.conditioning.base import Batch, Condition, Conditioning, one_hot
 from training.diffused_instance import check_sigma, diffuse, sigma_for_perplexity
 
@@ -18,8 +18,6 @@ class DiffusedInstance(Conditioning):
     def __init__(self, sigma: float | str = 0.3, c_dim: int = 0) -> None:
         """sigma: in [0, 1), or ``auto:P`` for the one that gives a posterior perplexity of P (Eq. 4)."""
         super().__init__(c_dim)
-        # Latents of the whole data set where they never change (frozen f); else they are computed.
-        self.table: torch.Tensor | None = None
         self.perplexity: float | None = None
         self.sigma = 0.0
         if isinstance(sigma, str):
@@ -32,7 +30,7 @@ class DiffusedInstance(Conditioning):
             assert latents is not None
             self.sigma = sigma_for_perplexity(latents, self.perplexity, seed)
 
-    def condition(self, batch: Batch, G: nn.Module, generator: torch.Generator) -> Condition:
+    def condition(self, batch: Batch, G: Generator, generator: torch.Generator) -> Condition:
         f = G.encoder(batch.img) if self.table is None else self.table[batch.indices]
         eps = torch.randn(f.shape, generator=generator).to(f.device)
         h = diffuse(f, self.sigma, eps)

@@ -1,0 +1,143 @@
+"""Networks, optimizer and progress of a latent diffusion run on a tensor of latents; knows nothing of generators."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import platform
+from typing import Any
+
+import torch
+
+from dnnlib import UserError
+from ldm import denoiser, whitening
+from ldm.batches import LatentData, batch_indices, draw_times, noisy_set, split_images
+from ldm.ddim import add_noise
+from torch_utils.ema import ema_beta, ema_update
+from torch_utils.rng import generator, mix_seed
+from torch_utils.stats import Collector
+
+
+def latents_hash(latents: torch.Tensor) -> str:
+    """SHA-256 of the training latents: a resumed run must go on with the same."""
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
+
+
+class Trainer:
+    """Networks, optimizer and progress of one run; `step` and `evaluate` are all that changes them.
+
+    `progress`: ``cur_nimg`` latents seen, ``cur_tick`` and ``tick_start_nimg``, training ``seconds`` over all
+    sessions, ``heldout`` the loss at the last measurement. `best`: ``loss``, ``cur_nimg`` and ``ema`` of the
+    moving average with the lowest held-out loss so far.
+    """
+
+    def __init__(self, config: dict[str, Any], data: LatentData, device: torch.device,
+                 state: dict[str, Any] | None = None) -> None:
+        """config: of `ldm.presets.resolve`, with ``seed``. state: the checkpoint to continue from."""
+        self.config, self.data, self.device = config, data, device
+        self.latents_hash = latents_hash(data.latents)
+        if state is not None and state["latents_hash"] != self.latents_hash:
+            raise UserError("The training latents are not those that this run began with; start a new run.")
+        train, held = split_images(data.image_index, config["holdout"], config["seed"])
+        if state is None:
+            images = len(data.image_index[train].unique())
+            self.whitening = whitening.fit(data.latents[train], images, config["whiten"])
+        else:
+            self.whitening = whitening.Whitening.from_state(state["whitening"])
+        self.alpha_bar = denoiser.alpha_bars_of(config)
+        self.train_latents = self.whitening.apply(data.latents[train])
+        self.test = noisy_set(self.whitening.apply(data.latents[held]), self.alpha_bar, config["eval_size"],
+                              config["seed"])
+        guess = denoiser.gaussian_guess(self.test.x, self.alpha_bar[self.test.t])
+        self.guess_loss = (guess - self.test.eps).square().mean().item()
+
+        torch.manual_seed(mix_seed(config["seed"], "ldm-init"))
+        self.net = denoiser.build(config, data.latents.shape[1:]).to(device).train()
+        self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config["lr"], betas=tuple(config["betas"]),
+                                          foreach=True)
+        self.collector = Collector()
+        self.progress: dict[str, Any] = {"cur_nimg": 0, "cur_tick": 0, "tick_start_nimg": 0, "seconds": 0.0,
+                                         "heldout": None}
+        self.best: dict[str, Any] | None = None
+        if state is not None:
+            self._load(state)
+
+    def step(self) -> None:
+        """One optimizer step on the mean squared error of the noise (Eq. 7, squared; facts of the DDIM code).
+
+        Every random number follows from (seed, latents seen). A loss or gradient that isn't finite raises
+        `UserError` before the weights are touched.
+        """
+        config, cur_nimg, seed = self.config, self.progress["cur_nimg"], self.config["seed"]
+        rng = generator(seed, "ldm-step", cur_nimg)
+        x_0 = self.train_latents[batch_indices(len(self.train_latents), cur_nimg, config["batch"], seed)]
+        t = draw_times(len(x_0), len(self.alpha_bar), config["time_sampling"], rng)
+        eps = torch.randn(x_0.shape, generator=rng)
+        x_t = add_noise(x_0, eps, self.alpha_bar[t])
+        torch.manual_seed(mix_seed(seed, "ldm-dropout", cur_nimg))  # the only global draws of a step
+        estimate = self.net(x_t.to(self.device), t.to(self.device))
+        loss = (estimate - eps.to(self.device)).square().mean()
+        self._check_finite("loss", loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["clip"])
+        self._check_finite("gradient", norm)
+        self.optimizer.step()
+        self.progress["cur_nimg"] = cur_nimg + config["batch"]
+        ema_update(self.ema, self.net,
+                   ema_beta(config["batch"], self.progress["cur_nimg"], config["ema_kimg"], config["ema_rampup"]))
+        self.collector.report("Loss/train", loss)
+        self.collector.report("Grad/norm", norm)
+
+    def _check_finite(self, what: str, value: torch.Tensor) -> None:
+        if not math.isfinite(value.item()):
+            raise UserError(
+                f"Training stopped at {self.progress['cur_nimg']} latents: the {what} is {value.item()}. The weights "
+                "were not updated; resume from the last snapshot, or start anew with a lower --lr."
+            )
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Noise error of the moving average on the held-out test; remembers the best weights."""
+        total, size = 0.0, self.config["batch"]
+        for start in range(0, len(self.test.t), size):
+            x, t, eps = (part[start:start + size].to(self.device) for part in (self.test.x, self.test.t, self.test.eps))
+            total += (self.ema(x, t) - eps).square().double().sum().item()
+        loss = total / self.test.eps.numel()
+        self.progress["heldout"] = loss
+        if self.best is None or loss < self.best["loss"]:
+            weights = {name: value.detach().cpu().clone() for name, value in self.ema.state_dict().items()}
+            self.best = {"loss": loss, "cur_nimg": self.progress["cur_nimg"], "ema": weights}
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of an ``ldm`` checkpoint: what sampling needs and what continuing needs."""
+        return {
+            **self._description(),
+            "ema": self.ema.state_dict(), "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "progress": dict(self.progress), "collector": self.collector.state_dict(), "best": self.best,
+            "latents_hash": self.latents_hash,
+        }
+
+    def best_state_dict(self) -> dict[str, Any]:
+        """An ``ldm`` checkpoint of the weights with the lowest held-out loss, for sampling only."""
+        assert self.best is not None
+        progress = {**self.progress, "cur_nimg": self.best["cur_nimg"], "heldout": self.best["loss"]}
+        return {**self._description(), "ema": self.best["ema"], "progress": progress}
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "config": self.config, "latent_shape": list(self.data.latents.shape[1:]),
+            "whitening": self.whitening.state_dict(), "gaussian_guess": self.guess_loss, **self.data.info,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "machine": platform.machine(), "threads": str(torch.get_num_threads())},
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.collector.load_state_dict(state["collector"])
+        self.progress, self.best = dict(state["progress"]), state["best"]

@@ -1,0 +1,110 @@
+"""The loop of latent diffusion training: ticks, statistics, snapshots and a clean end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dnnlib import format_time
+from ldm.trainer import Trainer
+from torch_utils import checkpoint
+from torch_utils.stats import JsonLines
+
+BEST = "best_model.pkl"
+
+
+def list_snapshots(run_dir: Path) -> list[Path]:
+    """Snapshots of a run, oldest first."""
+    return sorted(run_dir.glob("network-snapshot-??????.pkl"))
+
+
+class Run:
+    """A `Trainer` and its run directory: ticks, ``stats.jsonl``, snapshots, the end."""
+
+    def __init__(self, trainer: Trainer, run_dir: Path) -> None:
+        self.trainer, self.run_dir = trainer, run_dir
+        self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=trainer.progress["cur_tick"])
+        self.seconds_before = float(trainer.progress["seconds"])
+        self.started = self.since = time.monotonic()
+        self.since_nimg = trainer.progress["cur_nimg"]
+        self.best_written = -1
+
+    def train(self, stopped: Callable[[], bool]) -> bool:
+        """Trains until kimg or minutes are used up (True), or until `stopped()` (False). The state is saved then."""
+        trainer, config, progress = self.trainer, self.trainer.config, self.trainer.progress
+        if progress["cur_nimg"] == 0 and trainer.best is None:
+            tqdm.write(f"Held-out loss: {trainer.evaluate():.4f} untrained, {trainer.guess_loss:.4f} Gaussian guess")
+        total = None if config["kimg"] is None else int(config["kimg"] * 1000)
+        bar = tqdm(total=total, initial=progress["cur_nimg"], unit="latents", unit_scale=True, mininterval=1,
+                   dynamic_ncols=True, disable=None)
+        announced = False
+        with bar:
+            while not (self._over() or stopped()):
+                trainer.step()
+                bar.update(config["batch"])
+                if not announced and time.monotonic() - self.started > 2:
+                    tqdm.write(f"{self._rate():.0f} latents/s, about {format_time(self._left())} to go")
+                    announced = True
+                if progress["cur_nimg"] - progress["tick_start_nimg"] >= config["tick"] * 1000:
+                    self._tick()
+                    if progress["cur_tick"] % config["snap"] == 0:
+                        self.snapshot()
+        interrupted = stopped() and not self._over()
+        if not interrupted and progress["cur_nimg"] > progress["tick_start_nimg"]:
+            self._tick()
+        self.snapshot()
+        return not interrupted
+
+    def _over(self) -> bool:
+        config, progress = self.trainer.config, self.trainer.progress
+        progress["seconds"] = self.seconds_before + time.monotonic() - self.started
+        out_of_time = config["minutes"] is not None and progress["seconds"] >= config["minutes"] * 60
+        return out_of_time or (config["kimg"] is not None and progress["cur_nimg"] >= config["kimg"] * 1000)
+
+    def _rate(self) -> float:
+        return (self.trainer.progress["cur_nimg"] - self.since_nimg) / max(time.monotonic() - self.since, 1e-9)
+
+    def _left(self) -> float:
+        """Seconds until the run is over."""
+        config, progress = self.trainer.config, self.trainer.progress
+        left = [math.inf]
+        if config["kimg"] is not None:
+            left.append((config["kimg"] * 1000 - progress["cur_nimg"]) / max(self._rate(), 1e-9))
+        if config["minutes"] is not None:
+            left.append(config["minutes"] * 60 - progress["seconds"])
+        return max(min(left), 0.0)
+
+    def _tick(self) -> None:
+        trainer, progress = self.trainer, self.trainer.progress
+        rate, left = self._rate(), self._left()
+        heldout = trainer.evaluate()
+        assert trainer.best is not None
+        progress["cur_tick"] += 1
+        progress["tick_start_nimg"] = progress["cur_nimg"]
+        trainer.collector.report("Loss/heldout", heldout)
+        trainer.collector.report("Loss/gaussian_guess", trainer.guess_loss)
+        record = trainer.collector.pop()
+        self.stats.append({"Progress/tick": progress["cur_tick"], "Progress/kimg": progress["cur_nimg"] / 1000,
+                           **record, "Timing/latents_per_sec": rate, "Timing/total_sec": progress["seconds"]})
+        tqdm.write(
+            f"tick {progress['cur_tick']:<4d} kimg {progress['cur_nimg'] / 1000:<8.1f} "
+            f"time {format_time(progress['seconds']):<8s} left {format_time(left):<8s} latents/s {rate:<7.0f} "
+            f"loss {record['Loss/train']['mean']:.4f} held-out {heldout:.4f} "
+            f"(Gaussian guess {trainer.guess_loss:.4f}, best {trainer.best['loss']:.4f})"
+        )
+        self.since, self.since_nimg = time.monotonic(), progress["cur_nimg"]
+
+    def snapshot(self) -> None:
+        """Writes the state, the best weights if they are new, and drops the oldest snapshots."""
+        trainer, keep = self.trainer, self.trainer.config["keep"]
+        path = self.run_dir / f"network-snapshot-{trainer.progress['cur_nimg'] // 1000:06d}.pkl"
+        checkpoint.save(path, "ldm", trainer.state_dict())
+        if trainer.best is not None and trainer.best["cur_nimg"] != self.best_written:
+            checkpoint.save(self.run_dir / BEST, "ldm", trainer.best_state_dict())
+            self.best_written = trainer.best["cur_nimg"]
+        for old in list_snapshots(self.run_dir)[:-keep] if keep else []:
+            old.unlink(missing_ok=True)

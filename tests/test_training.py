@@ -1,0 +1,233 @@
+"""train.py as a user runs it: files of a run, exact resume, clean interruption, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from test_presets import CPU, TINY, assert_equal, data_facts, new_trainer, step
+
+from dnnlib import UserError
+from torch_utils import checkpoint
+from training.dataset import ImageDataset
+from training.loader import EndlessSampler, batches
+from training.memory import bytes_per_image, fit_batch
+from training.presets import resolve
+from training.run_state import list_snapshots, load_state
+
+# A run of 30 steps on 80 images (flips included): 1.5 epochs.
+FLAGS = ["--cfg", "dicgan_demo", "--sigma", "0.5", "--latent", "4", "--batch", "4", "--ngf", "2", "--kimg", "0.12",
+         "--tick", "0.02", "--snap", "100", "--device", "cpu"]
+
+
+def train(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return run_script("train.py", *args)
+
+
+def run_dir_of(outdir: Path) -> Path:
+    (run_dir,) = outdir.iterdir()
+    return run_dir
+
+
+def stats_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of stats.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("Timing", "Resources", "timestamp"))} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with two loader workers."""
+    outdir = tmp_path_factory.mktemp("whole")
+    done = train("--outdir", outdir, "--data", tiny_set, *FLAGS, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "would take about" in done.stdout  # an ETA before the first tick
+    assert done.stdout.index("would take about") < done.stdout.index("tick 1")
+    return run_dir_of(outdir)
+
+
+def test_files_of_a_run(whole_run: Path) -> None:
+    assert whole_run.name == "00000-dicgan_demo-tiny-gpus1-batch4"
+    names = {path.name for path in whole_run.iterdir()}
+    assert names >= {"training_options.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png",
+                     "fakes000000.png", "network-snapshot-000000.pkl"}
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    stats = stats_of(whole_run)
+    assert [line["Progress/tick"] for line in stats] == [1, 2, 3, 4, 5, 6]
+    for key in ("Latent/perplexity", "Latent/mean_cosine", "Latent/effective_rank", "Latent/retrieval_rank",
+                "Loss/G/loss", "Loss/scores/fake", "Loss/scores/real"):
+        assert {"num", "mean", "std"} == set(stats[-1][key])
+
+
+def test_interrupted_run_resumes_bit_for_bit(whole_run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of an epoch and of a tick, then --resume alone: same weights, optimizer, EMA, stats."""
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--outdir", tmp_path, "--data", tiny_set, *FLAGS, "--workers", "2"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("tick 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
+    run_dir = run_dir_of(tmp_path)
+    assert f"train.py --resume {run_dir}" in output
+    interrupted = load_state(list_snapshots(run_dir)[-1])["progress"]["cur_nimg"]
+    assert 40 <= interrupted < 120
+    done = train("--resume", run_dir)
+    assert done.returncode == 0, done.stderr
+    assert_equal(load_state(list_snapshots(run_dir)[-1]), load_state(list_snapshots(whole_run)[-1]))
+    assert stats_of(run_dir) == stats_of(whole_run)
+
+
+def test_resumed_run_can_be_made_longer_but_not_different(whole_run: Path) -> None:
+    refused = train("--resume", whole_run, "--batch", "8")
+    assert refused.returncode == 2
+    assert "--batch" in refused.stderr
+    shown = train("--resume", whole_run, "--kimg", "1", "--dry-run")
+    assert shown.returncode == 0
+    assert '"kimg": 1.0' in shown.stdout
+
+
+def test_dry_run_writes_nothing(tiny_set: Path, tmp_path: Path) -> None:
+    done = train("--outdir", tmp_path / "runs", "--data", tiny_set, "--cfg", "dicgan", "--sigma", "0.3", "-n")
+    assert done.returncode == 0, done.stderr
+    assert '"sigma": 0.3' in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_init_from_starts_at_the_weights(whole_run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    snapshot = list_snapshots(whole_run)[-1]
+    args = ["--outdir", tmp_path, "--data", tiny_set, "--init-from", snapshot, "--kimg", "0.004", "--device", "cpu"]
+    done = train(*args, *[f for f in FLAGS if f != "0.12" and f != "--kimg"])
+    assert done.returncode == 0, done.stderr
+    before = load_state(snapshot)["G_ema"]
+    after = load_state(list_snapshots(run_dir_of(tmp_path))[-1])
+    assert after["progress"]["cur_nimg"] == 4
+    name = "init.conv.weight"
+    moved = (after["G"][name] - before[name]).abs().max()
+    assert 0 < moved < 2e-3  # one Adam step of 5e-4
+    refused = train("--outdir", tmp_path, "--data", tiny_set, "--init-from", snapshot, "--cfg", "fastgan_demo")
+    assert refused.returncode == 2
+    assert "--init-from" in refused.stderr
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--outdir", "x", "--data", "SET", "--cfg", "biggan"], ["--cfg biggan", "dicgan_lite"]),
+    (["--outdir", "x", "--cfg", "dicgan"], ["--data"]),
+    (["--outdir", "x", "--data", "nowhere.zip", "--cfg", "dicgan"], ["nowhere.zip"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "dicgan", "--sigma", "1"], ["--sigma 1", "[0, 1)"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "dicgan", "--sigma", "much"], ["--sigma"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "dicgan", "--sigma", "auto:x"], ["--sigma auto:x"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--sigma", "0.3"], ["--sigma"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--map-depth", "2"], ["--map-depth", "mapping"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--gpus", "2"], ["--gpus 2"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--batch", "10", "--batch-gpu", "4"], ["--batch-gpu 4"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--kimg", "-1"], ["--kimg"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--device", "cuda"], ["--device cuda"]),
+    (["--outdir", "x", "--data", "SET", "--cfg", "fastgan", "--metrics", "fid1k_half"], ["fid1k_half"]),
+    (["--resume", "nowhere"], ["nowhere", "network-snapshot"]),
+])
+def test_bad_flags_are_one_line(args: list[str], words: list[str], tiny_set: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available() and "cuda" in args:
+        pytest.skip("this machine has CUDA")
+    args = [str(tiny_set) if a == "SET" else str(tmp_path / "x") if a == "x" else a for a in args]
+    done = train(*args)
+    assert done.returncode == 2, done.stdout + done.stderr
+    message = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert len(message) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in message[0]
+    assert not list((tmp_path / "x").rglob("*.pkl"))
+
+
+def small_trainer(tiny_set: Path, tmp_path: Path, **changes: Any) -> tuple[Any, ImageDataset]:
+    dataset = ImageDataset(tiny_set, mirror=True)
+    overrides = {**TINY, "latent": (4, 1, 1), "sigma": 0.5, **changes}
+    return new_trainer(resolve("dicgan_demo", overrides, data_facts(dataset)), dataset, tmp_path), dataset
+
+
+def test_nonfinite_loss_stops_before_the_weights(tiny_set: Path, tmp_path: Path) -> None:
+    trainer, dataset = small_trainer(tiny_set, tmp_path)
+    step(trainer, dataset, 1)
+    with torch.no_grad():
+        next(trainer.run.D.parameters()).fill_(float("nan"))
+    before = {k: v.clone() for k, v in trainer.run.G.named_parameters()}
+    with pytest.raises(UserError, match="not updated"):
+        step(trainer, dataset, 1)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.run.G.named_parameters())
+
+
+def test_stop_gradient_of_eq_5(tiny_set: Path, tmp_path: Path) -> None:
+    """f is trained through G alone: with G blind to h, the encoder gets no gradient though D sees h."""
+    trainer, dataset = small_trainer(tiny_set, tmp_path, encoder="joint", info_weight=0.0)
+    run = trainer.run
+    batch = next(batches(dataset, 4, 0, 0, CPU, 0))
+    trainer.loss.generator_terms(batch, torch.Generator().manual_seed(0)).loss.backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in run.G.encoder.parameters())
+    run.G.zero_grad(set_to_none=True)
+    original = run.G.modulation.forward
+    run.G.modulation.forward = lambda h, z, sigma: original(h.detach(), z, sigma)
+    trainer.loss.generator_terms(batch, torch.Generator().manual_seed(0)).loss.backward()
+    assert all(p.grad is None for p in run.G.encoder.parameters())
+
+
+def test_accumulated_gradients_weigh_images_equally(tiny_set: Path, tmp_path: Path) -> None:
+    """A last micro-batch that is smaller counts by its images, and cur_nimg counts the batch."""
+    trainer, dataset = small_trainer(tiny_set, tmp_path, batch=6, batch_gpu=2)
+    step(trainer, dataset, 2)
+    assert trainer.run.progress["cur_nimg"] == 12
+
+
+def test_order_of_images_is_a_function_of_seed_and_position(tiny_set: Path) -> None:
+    stream = iter(EndlessSampler(10, seed=1, start=0))
+    first = [next(stream) for _ in range(25)]
+    assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10))
+    assert first[:10] != first[10:20]
+    later = iter(EndlessSampler(10, seed=1, start=7))
+    assert [next(later) for _ in range(18)] == first[7:]
+    dataset = ImageDataset(tiny_set, mirror=True)
+    for workers in (0, 2):
+        batch = next(batches(dataset, 6, 3, 90, CPU, workers))
+        plain = next(batches(dataset, 6, 3, 90, CPU, 0))
+        assert torch.equal(batch.img, plain.img)
+
+
+def test_batch_gpu_auto_fits_the_memory(tiny_set: Path, tmp_path: Path) -> None:
+    trainer, _ = small_trainer(tiny_set, tmp_path)
+    before = {k: v.clone() for k, v in trainer.run.G.state_dict().items()}
+    per_image = bytes_per_image(trainer.run, trainer.loss)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.run.G.state_dict().items())
+    assert per_image > 32 * 32 * 3 * 4
+    assert fit_batch(64, per_image=1.0, free=200.0) == 64
+    assert fit_batch(64, per_image=1.0, free=50.0) == 16
+    assert fit_batch(64, per_image=100.0, free=1.0) == 2
+
+
+def test_full_disk_keeps_the_former_snapshot(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, dataset = small_trainer(tiny_set, tmp_path)
+    path = tmp_path / "network-snapshot-000000.pkl"
+    trainer.run.save(path)
+    before = path.read_bytes()
+    step(trainer, dataset, 1)
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(UserError, match="disk is full"):
+        trainer.run.save(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert checkpoint.kind_of(path) == "gan"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
