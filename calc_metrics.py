@@ -49,7 +49,7 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--ldm", metavar="PKL", help="DIC-GAN: new latents, of ldm/train.py or ldm/sample.py")
 @click.option("--ref", metavar="IMAGES", help="DIC-GAN: latents of reference images (file, folder or zip)")
 @click.option("--data", metavar="ZIP|DIR", help="Real images  [default: the training set, as the checkpoint names it]")
-@click.option("--mirror", type=bool, metavar="BOOL", help="Real x-flips for fidNk, kidNk  [default: as trained]")
+@click.option("--mirror", type=bool, metavar="BOOL", help="Real x-flips in fidNk, kidNk and copying  [default: as trained]")
 @click.option("--class", "class_idx", type=int, help="Only this class of a class-conditional network")
 @click.option("--sigma", type=float, help="Noise scale of h; default: as trained")
 @click.option("--ldm-steps", type=click.IntRange(min=1), help="DDIM steps of --ldm  [default: 50]")
@@ -113,6 +113,8 @@ def measure_network(network: str, outdir: str | None, metrics: str, detector: st
     dataset, notes = open_data(gan, data)
     sampler, source = open_conditions(gan, dataset, ref=ref, **flags)
     reals = from_dataset(dataset, gan.dataset["mirror"] if mirror is None else mirror)
+    if flags["class_idx"] is not None:
+        notes.append(f"generated images are of class {flags['class_idx']} only, real ones of all classes")
     refs = open_references(ref, gan, seed) if ref and "retrieval" in kinds else None
     records = evaluate(
         metrics, fakes_of(sampler, seed, batch), reals, detector=open_detector(metrics, detector, weights, device),

@@ -30,6 +30,7 @@ MEANINGLESS = {
     "nobench": "--nobench: cuDNN benchmarking stays off, for bit-for-bit resume.",
     "restart_every": "--restart-every: a killed run is continued with --resume RUN_DIR.",
 }
+DETECTOR = "efficientnet_lite2"  # of metrics during training
 CONTINUE_ONLY = {"resume", "kimg", "minutes", "metrics", "snap", "snap_minutes", "keep", "workers", "device", "dry_run"}
 
 
@@ -200,9 +201,10 @@ def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None) ->
 def check_metrics(config: dict[str, Any]) -> None:
     """Unknown metric names are an error before training, not hours into it."""
     if config["run"]["metrics"] != "none":
-        from metrics.registry import parse_metrics
+        from metrics.names import parse_metrics
 
-        parse_metrics(config["run"]["metrics"])
+        if any(metric.kind == "retrieval" for metric in parse_metrics(config["run"]["metrics"])):
+            raise UserError("--metrics retrieval: train.py logs retrieval at every tick already; leave it out here.")
 
 
 def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device_name: str,
@@ -225,16 +227,36 @@ def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device_name: str
         click.echo(describe(run))
         evaluate = None
         if config["run"]["metrics"] != "none":
-            evaluate = make_evaluate(config, dataset, run_dir)
+            evaluate = make_evaluate(config, dataset, run_dir, device)
         finished = Trainer(run, dataset, run_dir, evaluate).train()
         click.echo(f"Finished: {run.progress['cur_nimg']} images." if finished else
                    f"Stopped at {run.progress['cur_nimg']} images; continue with: python train.py --resume {run_dir}")
     return finished
 
 
-def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path) -> Any:
-    """The metrics of a snapshot, for the loop; conditions come from the training set."""
-    raise NotImplementedError
+def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: Any) -> Any:
+    """The metrics of a snapshot, for the loop: conditions come from the training set, values go to metric-*.jsonl."""
+    from metrics.detectors import check_not_own, load_detector
+    from metrics.features import FeatureCache
+    from metrics.image_sets import from_dataset
+    from metrics.registry import evaluate, write_records
+    from training.sampling import training_sampler
+
+    check_not_own(DETECTOR, config["D"]["backbone"])
+    detector = load_detector(DETECTOR, None, device)
+    cache = FeatureCache(FeatureCache.default_folder(), click.echo)
+    reals = from_dataset(dataset, config["data"]["mirror"])
+
+    def measure(gan: Any, snapshot: Path) -> dict[str, float]:
+        sampler = training_sampler(gan, dataset)
+        records = evaluate(
+            config["run"]["metrics"], lambda count: sampler.images(range(count)), reals, detector=detector, cache=cache,
+            provenance={"snapshot_pkl": snapshot.name, "network_hash": gan.hash, "cur_nimg": gan.progress["cur_nimg"],
+                        "conditions": {**sampler.provenance, "ref": "training set"}})
+        write_records(records, run_dir)
+        return {name: value for record in records for name, value in record["results"].items()}
+
+    return measure
 
 
 if __name__ == "__main__":

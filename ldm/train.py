@@ -161,6 +161,9 @@ def resume(flags: dict[str, Any], given: set[str]) -> bool:
         raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of ldm/train.py.")
     state = checkpoint.load(snapshots[-1], "ldm")
     stored = checkpoint.load(run_dir / LATENTS, "latents")
+    wanted = {"net", "ema", "optimizer", "config", "progress", "collector", "best", "whitening", "latents_hash"}
+    if missing := sorted(wanted - set(state)) + sorted({"image_index", "gan_hash"} - set(stored)):
+        raise UserError(f"--resume {run_dir}: its files are damaged, {', '.join(missing)} missing. Start a new run.")
     config = state["config"]
     config.update({key: flags[key] for key in ("kimg", "minutes", "snap", "keep") if flags[key] is not None})
     click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} latents seen.")

@@ -42,6 +42,8 @@ class Run:
         bar = tqdm(total=total, initial=progress["cur_nimg"], unit="latents", unit_scale=True, mininterval=1,
                    dynamic_ncols=True, disable=None)
         announced = False
+        if self._over():
+            tqdm.write("This run is complete; give a larger --kimg or --minutes to go on.")
         with bar:
             while not (self._over() or stopped()):
                 trainer.step()

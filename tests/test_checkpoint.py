@@ -62,7 +62,8 @@ def test_code_in_a_checkpoint_never_runs(wrap: str, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="never run"):
         checkpoint.load(path, "gan")
     assert not (tmp_path / "HACKED").exists()
-    done = run_script(ROOT / "gen_images.py", "--network", path, "--seeds", "0", "--outdir", tmp_path / "o", cwd=tmp_path)
+    done = run_script(ROOT / "gen_images.py", "--network", path, "--seeds", "0", "--outdir", tmp_path / "o",
+                      cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "HACKED").exists()
@@ -96,12 +97,16 @@ def test_damaged_table_of_contents(tmp_path: Path) -> None:
 def test_atomic_write_leaves_no_trace_of_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "f.bin"
     path.write_bytes(b"old")
-    with pytest.raises(UserError, match="full"), atomic_write(path) as file:
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(ValueError, match="x"), atomic_write(path) as file:
-        file.write(b"half")
-        raise ValueError("x")
+
+    def fail_half_way(error: Exception) -> None:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(UserError, match="full"):
+        fail_half_way(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(ValueError, match="x"):
+        fail_half_way(ValueError("x"))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f.bin"]
 
@@ -146,7 +151,8 @@ def test_collector_and_lines(tmp_path: Path) -> None:
     for i in range(3):
         lines.append({"i": i})
     JsonLines(tmp_path / "s.jsonl", 2).append({"i": 9})
-    assert [line.split(",")[0] for line in (tmp_path / "s.jsonl").read_text().splitlines()] == ['{"i": 0', '{"i": 1', '{"i": 9']
+    kept = [line.split(",")[0] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert kept == ['{"i": 0', '{"i": 1', '{"i": 9']
 
 
 def target(a: int, b: int = 2) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pg_modules.backbones import load_backbone
+from torch_utils.neighbors import retrieval_ranks
 from torch_utils.rng import generator
 from training.dataset import ImageDataset
 from training.diffused_instance import posterior_perplexity
@@ -32,14 +33,6 @@ def effective_rank(f: torch.Tensor) -> float:
         return 0.0
     share = values / values.sum()
     return torch.exp(-torch.xlogy(share, share).sum()).item()
-
-
-def retrieval_ranks(queries: torch.Tensor, gallery: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1-based rank of gallery[targets[i]] among gallery by cosine to queries[i]; all centred by the gallery's mean."""
-    mean = gallery.mean(0)
-    similarity = F.normalize(queries - mean, dim=1) @ F.normalize(gallery - mean, dim=1).T
-    own = similarity.gather(1, targets[:, None])
-    return (similarity > own).sum(1) + 1
 
 
 @dataclass
@@ -72,7 +65,7 @@ class Diagnostics:
         count = min(QUERIES, len(f))
         sampler = Sampler(gan, references=f, labels=self._labels())
         fakes = self._features(torch.cat(list(sampler.images(range(count)))))
-        ranks = retrieval_ranks(fakes, self.gallery, torch.arange(count)).double()
+        ranks = retrieval_ranks(fakes, self.gallery, torch.arange(count))
         return {
             "Latent/perplexity": posterior_perplexity(f, sampler.sigma, generator(seed, "perplexity")),
             "Latent/mean_cosine": mean_cosine(f),

@@ -222,6 +222,15 @@ def open_sampler(gan: Gan, *, latents: LatentSource | None = None, latents_path:
                    noise_mode=noise_mode, source=source)
 
 
+def training_sampler(gan: Gan, dataset: ImageDataset) -> Sampler:
+    """Samples with the conditions of the training images (no flips), for metrics during training."""
+    labels = None if dataset.labels is None or not gan.config["G"]["c_dim"] else dataset.labels.tolist()
+    references = None
+    if gan.uses_latents:
+        references = encode(gan.G.encoder, dataset, range(dataset.num_images), gan.device)
+    return Sampler(gan, references=references, labels=labels)
+
+
 def grid(images: torch.Tensor, columns: int) -> np.ndarray:
     """uint8 [n, 3, R, R] → one picture [rows·R, columns·R, 3]; missing cells are white."""
     rows = -(-len(images) // columns)

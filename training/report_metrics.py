@@ -1,0 +1,81 @@
+"""The numbers of the report: quality beside copying, retrieval beside its control, each with its provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from training.report_data import Measured, RunFiles, flatten, images_seen, training_time
+from training.report_parts import facts, missing, number, table
+
+
+def brief(rows: Sequence[Measured]) -> str:
+    """The few numbers that matter most, where they were measured."""
+    pairs = []
+    for row in rows:
+        for name in row.names("kid")[:1]:
+            pairs.append((f"{name}, {row.title}", number(row.value(name))))
+        ratio = row.value("retrieval_ratio")
+        if ratio is not None:
+            pairs.append((f"retrieval rank / chance, {row.title}", number(ratio)))
+    return facts(pairs).replace('class="facts"', 'class="facts brief"') if pairs else ""
+
+
+def quality(rows: Sequence[Measured]) -> str:
+    """FD, KID and memorisation of every row, the notes of the results, and their whole provenance."""
+    rows = [row for row in rows if row.names("fid") or row.names("kid")]
+    if not rows:
+        return missing("No metrics were given (--metrics FILE.jsonl).")
+    fids = list(dict.fromkeys(name for row in rows for name in row.names("fid")))
+    kids = list(dict.fromkeys(name for row in rows for name in row.names("kid")))
+    lines = []
+    for row in rows:
+        copies = row.first("copying") or {}
+        values = [number(row.value(name), 4) for name in fids]
+        values += [spread(row, name) for name in kids]
+        counts = sorted({f"{r['num_fake']:,} / {r['num_real']:,}" for r in row.records
+                         if "num_fake" in r and not str(r["metric"]).startswith("retrieval")})
+        lines.append([row.title, *values, number(copies.get("ratio")), "; ".join(counts)])
+    notes = dict.fromkeys(note for row in rows for record in row.records for note in record.get("notes") or [])
+    explained = [
+        "Lower is better for both distances. KID has no bias from the number of images, so it may be compared across "
+        "rows; a Fréchet distance only between rows with equal counts, in one column.",
+        "Distance ratio: median distance of the images to their nearest training image, over that of images that are "
+        "no copies. Near 1: as new as held-out images; towards 0: copies.",
+        "Read the rows of real held-out images and of noise as the scale: a finite set is some way from its own "
+        "held-out part.", *notes]
+    items = "".join(f"<li>{escape(note)}</li>" for note in explained)
+    return (table(["", *fids, *kids, "distance ratio", "images judged / real"], lines)
+            + f'<ul class="notes">{items}</ul>' + provenance(rows))
+
+
+def spread(row: Measured, name: str) -> str:
+    """Mean ± standard deviation over the subsets of a kernel distance."""
+    value, std = row.value(name), row.value(f"{name}_std")
+    return number(value) if value is None or std is None else f"{number(value)} ± {number(std, 2)}"
+
+
+def provenance(rows: Sequence[Measured]) -> str:
+    """Everything that was recorded with each value, folded."""
+    blocks = []
+    for row in rows:
+        for record in row.records:
+            rest = {key: value for key, value in record.items() if key not in ("metric", "timestamp")}
+            blocks.append(f"<details><summary>{escape(row.title)}: {escape(str(record['metric']))}</summary>"
+                          f"{facts(flatten(rest))}</details>")
+    return "<h3>How each number was measured</h3>" + "".join(blocks)
+
+
+def retrieval(rows: Sequence[Measured], control: RunFiles | None) -> str:
+    """Median retrieval ranks beside chance, and the control's."""
+    found = [row for row in rows if row.value("retrieval_ratio") is not None]
+    if not found:
+        return missing("Retrieval was not measured (calc_metrics.py --ref IMAGES --metrics retrieval).")
+    lines = [[row.title, *(number(row.value(f"retrieval_{key}")) for key in ("median_rank", "chance", "ratio"))]
+             for row in found]
+    text = ("From the sample drawn with image i's latent, image i is looked for among all reference images. A "
+            "generator that ignores its condition finds it at chance: ratio 1.")
+    seen = images_seen(control) if control else None
+    if control and seen:
+        text += f" The control's f is constant; it has seen {number(round(seen))} images in {training_time(control)}."
+    return f"<p>{escape(text)}</p>" + table(["", "median rank", "chance", "ratio"], lines) + provenance(found)
