@@ -49,7 +49,7 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--ldm", metavar="PKL", help="DIC-GAN: new latents, of ldm/train.py or ldm/sample.py")
 @click.option("--ref", metavar="IMAGES", help="DIC-GAN: latents of reference images (file, folder or zip)")
 @click.option("--data", metavar="ZIP|DIR", help="Real images  [default: the training set, as the checkpoint names it]")
-@click.option("--mirror", type=bool, metavar="BOOL", help="Real x-flips in fidNk, kidNk and copying  [default: as trained]")
+@click.option("--mirror", type=bool, metavar="BOOL", help="Real x-flips in fidNk and copying  [default: as trained]")
 @click.option("--class", "class_idx", type=int, help="Only this class of a class-conditional network")
 @click.option("--sigma", type=float, help="Noise scale of h; default: as trained")
 @click.option("--ldm-steps", type=click.IntRange(min=1), help="DDIM steps of --ldm  [default: 50]")

@@ -194,6 +194,9 @@ def launch(config: dict[str, Any], data: LatentData, run_dir: Path, device: Any,
         if finished:
             print(f"Done: held-out loss {trainer.best['loss']:.4f} at {trainer.best['cur_nimg'] / 1000:.1f} kimg, "
                   f"Gaussian guess {trainer.guess_loss:.4f}.\nUse it with --ldm {run_dir / BEST}", flush=True)
+            if trainer.best["loss"] >= trainer.guess_loss:
+                print("Warning: on held-out images the model never beat the Gaussian guess, so its samples are no better "
+                      "than normal noise with the latents' mean and covariance. Train longer, or on more images.", flush=True)
         else:
             print(f"Interrupted; the state is saved. Continue with: python ldm/train.py --resume {run_dir}", flush=True)
     return finished

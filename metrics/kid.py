@@ -8,7 +8,7 @@ from torch_utils import rng
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
-_BLOCK = 2048  # rows of a kernel matrix held at once
+_ENTRIES = 1 << 22  # of a kernel matrix held at once
 
 
 def polynomial_kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -44,8 +44,9 @@ def _sums_at_once(
 
     u, v, y64 = membership(len(x), rows), membership(len(y), columns), y.double()
     sums = torch.zeros(len(rows), dtype=torch.float64)
-    for start in range(0, len(x), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    step = max(_ENTRIES // len(y), 1)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
         sums += (u[part] * (polynomial_kernel(x[part].double(), y64) @ v)).sum(0)
     return sums
 
@@ -74,7 +75,8 @@ def kernel_distance(
     same = torch.zeros(subsets, dtype=torch.float64)
     for features, picks in ((x, rows), (y, columns)):
         # The unbiased estimate leaves out each vector's kernel with itself.
-        own = (features.double().square().sum(1) / features.shape[1] + 1) ** 3
+        norms = torch.cat([block.double().square().sum(1) for block in features.split(4096)])
+        own = (norms / features.shape[1] + 1) ** 3
         diagonal = torch.stack([own[pick].sum() for pick in picks])
         same += _subset_sums(features, features, picks, picks) - diagonal
     cross = _subset_sums(x, y, rows, columns)

@@ -43,7 +43,7 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "b.pkl", "gan", {"x": object()})
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04broken", pickle.dumps({"G": 1})])
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"junk", b"PK\x03\x04broken", pickle.dumps({"G": 1})])
 def test_foreign_files_are_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.pkl"):

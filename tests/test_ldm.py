@@ -448,8 +448,8 @@ def test_resume_script_extends_a_run(ldm_run: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing(gan_path: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(train_main, ["--network", str(gan_path), "--outdir", str(tmp_path / "o"), "--minutes", "2",
-                                           "-n"])
+    args = ["--network", str(gan_path), "--outdir", str(tmp_path / "o"), "--minutes", "2", "-n"]
+    done = CliRunner().invoke(train_main, args)
     assert done.exit_code == 0, done.output
     options = json.loads(done.stdout[:done.stdout.index("\nDry run")])
     assert options["minutes"] == 2

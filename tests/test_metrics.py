@@ -128,7 +128,8 @@ def test_kid_against_loops() -> None:
     assert kernel_distance(x, y, subsets=subsets, subset_size=size, seed=4)[0] != mean
 
 
-def test_kid_paths_agree() -> None:
+def test_kid_paths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metrics.kid._ENTRIES", 1000)  # several blocks
     x, y = vectors(3000, 6, 0), vectors(40, 6, 1)
     rows, columns = _draw(3000, 20, 4, 0), _draw(40, 20, 4, 1)
     whole = _sums_at_once(x, y, rows, columns)
@@ -198,10 +199,15 @@ def test_names(name: str, expected: tuple[str, int | None, bool]) -> None:
     assert (metric.name, metric.kind, metric.count, metric.full) == (name, *expected)
 
 
-@pytest.mark.parametrize("name", ["fid", "kid", "fid0k_full", "fid1", "fid50k_half", "FID50k", "fid٣k", "", "xid5k_full"])
+@pytest.mark.parametrize("name", ["fid", "kid", "fid0k_full", "fid50k_half", "FID50k", "fid٣k", "", "xid5k_full"])
 def test_bad_names(name: str) -> None:
-    with pytest.raises(UserError, match="fid50k_full") if name != "fid1" else pytest.raises(UserError, match="2 or more"):
+    with pytest.raises(UserError, match=r"unknown; use fid50k_full.* fid_full.* fid50k.* retrieval"):
         parse_metrics(name)
+
+
+def test_one_image_is_no_distribution() -> None:
+    with pytest.raises(UserError, match=r"kid1_full: .* 2 or more"):
+        parse_metrics("kid1_full")
 
 
 @pytest.mark.parametrize("name", ["pr50k3_full", "is50k", "ppl2_wend", "eqt50k_int", "eqr50k"])

@@ -77,7 +77,7 @@ def metric(path: Path, name: str, results: dict[str, float], **extra: Any) -> Pa
               "detector": {"name": "efficientnet_lite2", "weights_hash": "c0ffee" * 10},
               "resize": "bicubic", "dataset": DATA, "copying": {"ratio": 0.973, "bar": EVIL},
               "notes": ["EfficientNet-Lite2 features: not comparable with FID"], "versions": {"torch": "9.8.7"},
-              **extra}
+              "snapshot_pkl": "network-snapshot-000006.pkl", **extra}
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     return path
@@ -127,7 +127,7 @@ def full_arguments(folder: Path) -> list[Any]:
     kid = metric(folder / "m/ref/metric-kid2k_full.jsonl", "kid2k_full",
                  {"kid2k_full": 0.0421, "kid2k_full_std": 0.0013})
     noise = metric(folder / "m/noise/metric-kid_full.jsonl", "kid_full", {"kid_full": 1.5, "kid_full_std": 0.1},
-                   copying={"ratio": None})
+                   copying={"ratio": None}, snapshot_pkl=None)
     ranks = metric(folder / "m/ref/metric-retrieval.jsonl", "retrieval",
                    {"retrieval_median_rank": 144.0, "retrieval_chance": 255.5, "retrieval_ratio": 0.5636})
     return ["--run", run, "--control", control, "--ldm", ldm, "--grid", f"{EVIL}={picture(folder / 'g.png', 512)}",

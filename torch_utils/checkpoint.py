@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def _read_record(path: str | os.PathLike) -> dict[str, Any]:
             "which are never run. Give a network-snapshot-*.pkl that train.py or ldm/train.py wrote."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            AssertionError, zipfile.BadZipFile) as error:
+            AssertionError, struct.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: truncated or damaged ({_first_line(error)}). Use another snapshot."
         ) from error

@@ -52,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 _DICGAN = {"conditioning": "dicgan", "encoder": "frozen", "latent": (16, 1, 1), "sigma": "auto:5",
-           "info_weight": 1.0, "mirror": True}
+           "info_weight": 5.0, "mirror": True}
 # Settings of a first CPU study: thin blocks, small D input, few images per step, high learning rates.
 _DEMO = {"generator": "fastgan_lite", "ngf": 16, "f_input": 64, "d_input": 64, "d_width": 0.5, "glr": 5e-4, "dlr": 5e-4,
          "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4, "metrics": "none", "mirror": True}

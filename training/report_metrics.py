@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 from training.report_data import Measured, RunFiles, flatten, images_seen, training_time
 from training.report_parts import facts, missing, number, table
 
 
 def brief(rows: Sequence[Measured]) -> str:
-    """The few numbers that matter most, where they were measured."""
+    """The few numbers that matter most, of the rows that a network made."""
     pairs = []
     for row in rows:
-        for name in row.names("kid")[:1]:
-            pairs.append((f"{name}, {row.title}", number(row.value(name))))
-        ratio = row.value("retrieval_ratio")
-        if ratio is not None:
-            pairs.append((f"retrieval rank / chance, {row.title}", number(ratio)))
+        if row.first("snapshot_pkl") is None:
+            continue
+        for kind, label in (("fid", "Fréchet distance"), ("kid", "KID")):
+            for name in row.names(kind)[:1]:
+                pairs.append((f"{label} ({name}): {row.title}", number(row.value(name), 4 if kind == "fid" else 3)))
+        if row.value("retrieval_ratio") is not None:
+            pairs.append((f"Retrieval rank / chance: {row.title}", number(row.value("retrieval_ratio"))))
     return facts(pairs).replace('class="facts"', 'class="facts brief"') if pairs else ""
 
 
@@ -27,26 +30,24 @@ def quality(rows: Sequence[Measured]) -> str:
     if not rows:
         return missing("No metrics were given (--metrics FILE.jsonl).")
     fids = list(dict.fromkeys(name for row in rows for name in row.names("fid")))
-    kids = list(dict.fromkeys(name for row in rows for name in row.names("kid")))
     lines = []
     for row in rows:
-        copies = row.first("copying") or {}
-        values = [number(row.value(name), 4) for name in fids]
-        values += [spread(row, name) for name in kids]
-        counts = sorted({f"{r['num_fake']:,} / {r['num_real']:,}" for r in row.records
-                         if "num_fake" in r and not str(r["metric"]).startswith("retrieval")})
-        lines.append([row.title, *values, number(copies.get("ratio")), "; ".join(counts)])
+        kid = row.names("kid")
+        counts = sorted({(r["num_fake"], r["num_real"]) for r in distances(row) if "num_fake" in r and "num_real" in r})
+        lines.append([row.title, *(number(row.value(name), 4) for name in fids), spread(row, kid[0]) if kid else "–",
+                      number((row.first("copying") or {}).get("ratio")),
+                      "; ".join(f"{fake:,} / {real:,}" for fake, real in counts)])
     notes = dict.fromkeys(note for row in rows for record in row.records for note in record.get("notes") or [])
     explained = [
         "Lower is better for both distances. KID has no bias from the number of images, so it may be compared across "
         "rows; a Fréchet distance only between rows with equal counts, in one column.",
         "Distance ratio: median distance of the images to their nearest training image, over that of images that are "
         "no copies. Near 1: as new as held-out images; towards 0: copies.",
-        "Read the rows of real held-out images and of noise as the scale: a finite set is some way from its own "
-        "held-out part.", *notes]
+        "Rows of real held-out images and of noise, where there are some, are the scale: a finite set is some way "
+        "from its own held-out part.", *notes]
     items = "".join(f"<li>{escape(note)}</li>" for note in explained)
-    return (table(["", *fids, *kids, "distance ratio", "images judged / real"], lines)
-            + f'<ul class="notes">{items}</ul>' + provenance(rows))
+    return (table(["", *fids, "KID", "distance ratio", "images judged / real"], lines)
+            + f'<ul class="notes">{items}</ul>' + provenance((row.title, distances(row)) for row in rows))
 
 
 def spread(row: Measured, name: str) -> str:
@@ -55,13 +56,18 @@ def spread(row: Measured, name: str) -> str:
     return number(value) if value is None or std is None else f"{number(value)} ± {number(std, 2)}"
 
 
-def provenance(rows: Sequence[Measured]) -> str:
+def distances(row: Measured) -> list[dict[str, Any]]:
+    """The records of a row that compare distributions."""
+    return [record for record in row.records if str(record["metric"]).startswith(("fid", "kid"))]
+
+
+def provenance(rows: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> str:
     """Everything that was recorded with each value, folded."""
     blocks = []
-    for row in rows:
-        for record in row.records:
+    for title, records in rows:
+        for record in records:
             rest = {key: value for key, value in record.items() if key not in ("metric", "timestamp")}
-            blocks.append(f"<details><summary>{escape(row.title)}: {escape(str(record['metric']))}</summary>"
+            blocks.append(f"<details><summary>{escape(title)}: {escape(str(record['metric']))}</summary>"
                           f"{facts(flatten(rest))}</details>")
     return "<h3>How each number was measured</h3>" + "".join(blocks)
 
@@ -78,4 +84,5 @@ def retrieval(rows: Sequence[Measured], control: RunFiles | None) -> str:
     seen = images_seen(control) if control else None
     if control and seen:
         text += f" The control's f is constant; it has seen {number(round(seen))} images in {training_time(control)}."
-    return f"<p>{escape(text)}</p>" + table(["", "median rank", "chance", "ratio"], lines) + provenance(found)
+    return f"<p>{escape(text)}</p>" + table(["", "median rank", "chance", "ratio"], lines) + provenance(
+        (row.title, [r for r in row.records if r["metric"] == "retrieval"]) for row in found)

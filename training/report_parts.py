@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LARGEST = 1024  # pixels on a side that a picture keeps in the page
 WIDTH, HEIGHT = 420, 230  # of a chart, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 12, 32
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 12, 36
 
 
 def load_picture(path: str | Path) -> Image.Image:
@@ -148,7 +148,7 @@ def chart(title: str, lines: Sequence[Line], x_label: str, note: str = "", log: 
     note = f"<p>{escape(note)}</p>" if note else ""
     return (f'<figure class="chart"><figcaption>{escape(title)}</figcaption><ul>{"".join(legend)}</ul>'
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}'
-            f'<text class="x axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 1}">{escape(x_label)}</text>'
+            f'<text class="x axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>'
             f"</svg>{note}</figure>")
 
 

@@ -33,14 +33,15 @@ main { max-width: 1060px; margin: 0 auto; padding: 56px 24px 80px; }
 h1, h2 { font-family: ui-serif, "Iowan Old Style", "Palatino Linotype", Georgia, serif; font-weight: 500;
   letter-spacing: -.01em; line-height: 1.15; text-wrap: balance; overflow-wrap: anywhere; }
 h1 { font-size: clamp(2rem, 6vw, 3.1rem); margin: 0 0 16px; }
-h2 { font-size: 1.6rem; margin: 0 0 8px; }
+h2 { font-size: 1.6rem; margin: 0 0 16px; }
+h2 + .lead { margin-top: -8px; }
 h3 { font-size: 1rem; margin: 28px 0 8px; }
 .kicker { margin: 0 0 10px; color: var(--c1); font-size: .78rem; letter-spacing: .12em; text-transform: uppercase; }
-.lead { max-width: 66ch; margin: 0 0 20px; color: var(--soft); }
+.lead { max-width: 70ch; text-wrap: pretty; margin: 0 0 20px; color: var(--soft); }
 section { margin-top: 56px; padding-top: 28px; border-top: 1px solid var(--rule); }
 p { max-width: 70ch; }
 .missing { color: var(--soft); font-style: italic; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 200px), 1fr)); gap: 18px 28px;
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 18px 28px;
   margin: 24px 0 0; }
 .facts div { min-width: 0; }
 dt { color: var(--soft); font-size: .8rem; }
@@ -50,8 +51,8 @@ figure { margin: 0; min-width: 0; }
 figure > img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--rule); }
 figcaption { margin-top: 8px; font-size: .9rem; }
 figcaption span { display: block; color: var(--soft); font-size: .82rem; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 28px; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 14px; margin: 0; padding: 0;
+.two { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); gap: 28px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; margin: 0; padding: 0;
   list-style: none; }
 .pairs li { display: grid; grid-template-columns: 1fr 1fr; gap: 3px; }
 .pairs img { display: block; width: 100%; height: auto; }
