@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from dnnlib import UserError
+from dnnlib.tuning import tune_process
 
 SEEDS_PER_RUN = 1_000_000  # --seed S samples the image seeds S * 1,000,000 + 0, 1, 2, …
 
@@ -279,4 +280,5 @@ def show(records: list[dict[str, Any]], folder: str | None) -> None:
 
 
 if __name__ == "__main__":
+    tune_process()
     main()

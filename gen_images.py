@@ -16,6 +16,7 @@ import click
 
 from dnnlib import UserError
 from dnnlib.cli import parse_seeds
+from dnnlib.tuning import tune_process
 
 
 @click.command(help=__doc__)
@@ -70,8 +71,7 @@ def make_sampler(network: str, device: Any, *, ldm: str | None, ref: str | None,
         raise UserError("--ldm-steps and --eta belong to --ldm; give --ldm FILE or leave them out.")
     latents = None
     if ldm is not None and gan.uses_latents:
-        settings = {key: value for key, value in (("steps", ldm_steps), ("eta", eta)) if value is not None}
-        latents = open_latents(ldm, gan.hash, device, **settings)
+        latents = open_latents(ldm, gan.hash, device, steps=ldm_steps, eta=eta)
     return open_sampler(gan, latents=latents, latents_path=ldm, ref=ref, class_idx=class_idx, sigma=sigma,
                         noise_mode=noise_mode)
 
@@ -100,4 +100,5 @@ def save_images(sampler: Any, seeds: list[int], outdir: Path, batch: int, grid: 
 
 
 if __name__ == "__main__":
+    tune_process()
     main()

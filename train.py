@@ -22,6 +22,7 @@ import click
 
 from dnnlib import UserError, atomic_write
 from dnnlib.cli import make_run_dir
+from dnnlib.tuning import tune_process
 
 MEANINGLESS = {
     "map_depth": "--map-depth: FastGAN has no mapping network.",
@@ -260,4 +261,5 @@ def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: A
 
 
 if __name__ == "__main__":
+    tune_process()
     main()

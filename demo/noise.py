@@ -9,7 +9,7 @@ import click
 
 @click.command(help=__doc__)
 @click.option("--outdir", required=True, metavar="DIR", help="Where to put 0000.png, …")
-@click.option("--count", type=click.IntRange(min=1), default=512, show_default=True, help="Number of pictures")
+@click.option("--count", type=click.IntRange(min=1), default=256, show_default=True, help="Number of pictures")
 @click.option("--resolution", type=click.IntRange(min=1), default=64, show_default=True, help="Side in pixels")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed")
 def main(outdir: str, count: int, resolution: int, seed: int) -> None:

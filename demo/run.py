@@ -128,7 +128,7 @@ def main(minutes: float, control_minutes: float | None, ldm_minutes: float | Non
     click.secho(announce(actions, finished, begun, minutes), bold=True)
     if Path.cwd() != ROOT:
         click.echo(f"Commands are run in {ROOT}.")
-    whole = 0.2
+    whole = 0.1
     for step in demo.steps:
         action = actions[step.name]
         before = finished.get(step.name, {}).get("minutes", 0) if action == "resume" else 0
@@ -136,7 +136,7 @@ def main(minutes: float, control_minutes: float | None, ldm_minutes: float | Non
         whole += minutes_left
         click.echo(f"  {step.name:<10s} " + {"skip": "finished", "run": f"about {minutes_left:.1f} min",
                                              "resume": f"continues, about {minutes_left:.1f} min"}[action])
-    click.echo(f"  {'report':<10s} about 0.2 min\nTogether about {whole:.0f} min on two cores.")
+    click.echo(f"  {'report':<10s} about 0.1 min\nTogether about {whole:.0f} min on two cores.")
     if dry_run:
         return
     for step in demo.steps:

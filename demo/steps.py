@@ -75,30 +75,30 @@ class Demo:
         source = {file: content_hash(ROOT / "demo" / file) for file in ("earth_64.zip", "earth_64_split.json")}
         measure = {"images": n}
         return [
-            Step("data", source, (), 0.2, lambda _: [self._convert("train", "earth.zip"),
+            Step("data", source, (), 0.1, lambda _: [self._convert("train", "earth.zip"),
                                                      self._convert("test", "earth-heldout.zip")],
                  (self.out / "earth.zip", self.out / "earth-heldout.zip")),
-            Step("train", {"minutes": m["train"]}, ("data",), m["train"] + 0.8, lambda on: [self._train("train", on)],
+            Step("train", {"minutes": m["train"]}, ("data",), m["train"] + 0.6, lambda on: [self._train("train", on)],
                  trains=True),
-            Step("control", {"minutes": m["control"]}, ("data",), m["control"] + 0.6,
+            Step("control", {"minutes": m["control"]}, ("data",), m["control"] + 0.4,
                  lambda on: [self._train("control", on)], trains=True),
-            Step("ldm", {"minutes": m["ldm"]}, ("train",), m["ldm"] + 0.3, lambda on: [self._train("ldm", on)],
+            Step("ldm", {"minutes": m["ldm"]}, ("train",), m["ldm"] + 0.2, lambda on: [self._train("ldm", on)],
                  trains=True),
-            Step("samples", {}, ("ldm",), 0.4, lambda _: [
+            Step("samples", {}, ("ldm",), 0.3, lambda _: [
                 self._generate("ldm", self.relative("ldm", "best_model.pkl")),
                 self._generate("ref", self.path("earth-heldout.zip"))],
                  (self.out / "samples-ldm.png", self.out / "samples-ref.png")),
-            Step("metrics", measure, ("ldm",), 3.0, lambda _: [
+            Step("metrics", measure, ("ldm",), 2.5, lambda _: [
                 self._measure("ldm", "train", names, self.relative("ldm", "best_model.pkl")),
                 self._measure("ref", "train", f"{names},retrieval", self.path("earth.zip"))],
                  (self.out / "metrics" / "ldm", self.out / "metrics" / "ref")),
-            Step("retrieval", {}, ("control",), 0.6, lambda _: [
+            Step("retrieval", {}, ("control",), 0.5, lambda _: [
                 self._measure("ref", "control", "retrieval", self.path("earth.zip"))],
                  (self.out / "metrics" / "control",)),
-            Step("scale", {}, ("data",), 0.6, lambda _: [
+            Step("scale", {}, ("data",), 0.8, lambda _: [
                 ["demo/noise.py", "--outdir", self.path("noise")],
                 self._compare("heldout", self.path("earth-heldout.zip"), f"kid{self.heldout}_full", None),
-                self._compare("noise", self.path("noise"), "kid512_full", self.path("earth-heldout.zip"))],
+                self._compare("noise", self.path("noise"), "kid256_full", self.path("earth-heldout.zip"))],
                  (self.out / "metrics" / "heldout", self.out / "metrics" / "noise")),
         ]
 

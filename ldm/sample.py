@@ -21,6 +21,7 @@ import click
 
 from dnnlib import UserError
 from dnnlib.cli import parse_seeds
+from dnnlib.tuning import tune_process
 
 
 @click.command(help=__doc__)
@@ -66,4 +67,5 @@ def main(network: str, seeds: str, out: str | None, outdir: str | None, steps: i
 
 
 if __name__ == "__main__":
+    tune_process()
     main()

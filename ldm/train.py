@@ -28,6 +28,7 @@ import click
 
 from dnnlib import UserError, atomic_write
 from dnnlib.cli import make_run_dir, next_run_dir, stop_on_signal
+from dnnlib.tuning import tune_process
 from ldm.presets import PRESETS, resolve
 
 if TYPE_CHECKING:
@@ -194,13 +195,15 @@ def launch(config: dict[str, Any], data: LatentData, run_dir: Path, device: Any,
         if finished:
             print(f"Done: held-out loss {trainer.best['loss']:.4f} at {trainer.best['cur_nimg'] / 1000:.1f} kimg, "
                   f"Gaussian guess {trainer.guess_loss:.4f}.\nUse it with --ldm {run_dir / BEST}", flush=True)
-            if trainer.best["loss"] >= trainer.guess_loss:
-                print("Warning: on held-out images the model never beat the Gaussian guess, so its samples are no better "
-                      "than normal noise with the latents' mean and covariance. Train longer, or on more images.", flush=True)
+            if trainer.best["loss"] > (1 - 1e-4) * trainer.guess_loss:  # an untrained net equals it up to rounding
+                print("Warning: on held-out images the model never beat the Gaussian guess, so its samples are no "
+                      "better than normal noise with the latents' mean and covariance. Train longer, or on more "
+                      "images.", flush=True)
         else:
             print(f"Interrupted; the state is saved. Continue with: python ldm/train.py --resume {run_dir}", flush=True)
     return finished
 
 
 if __name__ == "__main__":
+    tune_process()
     main()

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
         raise UserError(f"{path} cannot be read as weights; give a state dict saved by torch.save.") from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":

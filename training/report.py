@@ -118,18 +118,19 @@ def pairs(references: str | None, ref_samples: str | None) -> str:
     """Each reference beside the sample that was drawn with its latent."""
     if references is None or ref_samples is None:
         return ""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from dnnlib.images import decode, open_source
 
     cells = []
     with open_source(references) as source:
-        for index, name in enumerate(source.names[:PAIRS]):
-            path = Path(ref_samples) / f"seed{index:04d}.png"
-            if not path.is_file():
-                break
-            sample = load_picture(path)
-            reference = Image.fromarray(decode(source.read(name), name)).resize(sample.size, Image.Resampling.LANCZOS)
+        drawn = [k for k in range(len(source.names)) if (Path(ref_samples) / f"seed{k:04d}.png").is_file()]
+        if len(drawn) > PAIRS:  # evenly spaced: sorted names often keep one kind of picture together
+            drawn = [drawn[round(i * (len(drawn) - 1) / (PAIRS - 1))] for i in range(PAIRS)]
+        for index in drawn:
+            name, sample = source.names[index], load_picture(Path(ref_samples) / f"seed{index:04d}.png")
+            reference = Image.fromarray(decode(source.read(name), name))
+            reference = ImageOps.fit(reference, sample.size, Image.Resampling.LANCZOS)  # as gen_images.py --ref does
             cells.append(f'<li><img alt="reference {index}" src="{data_url(reference)}">'
                          f'<img alt="sample of reference {index}" src="{data_url(sample)}"></li>')
     if not cells:
@@ -161,7 +162,9 @@ def progress(run: RunFiles) -> str:
     for path in paths:
         picture = load_picture(path)
         kimg = re.fullmatch(r"fakes(\d{6})", path.stem)
-        caption = f"{int(kimg[1])} thousand images" if kimg else "Untrained"
+        caption = "Untrained"
+        if kimg:
+            caption = f"{int(kimg[1])} thousand images" if int(kimg[1]) else "Less than a thousand images"
         figures.append(figure(picture.crop((0, 0, min(side, picture.width), min(side, picture.height))), caption))
     return f'<div class="strip">{"".join(figures)}</div>'
 

@@ -42,7 +42,7 @@ def quality(rows: Sequence[Measured]) -> str:
         "Lower is better for both distances. KID has no bias from the number of images, so it may be compared across "
         "rows; a Fréchet distance only between rows with equal counts, in one column.",
         "Distance ratio: median distance of the images to their nearest training image, over that of images that are "
-        "no copies. Near 1: as new as held-out images; towards 0: copies.",
+        "no copies. Near 1: as new as held-out images; towards 0: copies. It says nothing about quality.",
         "Rows of real held-out images and of noise, where there are some, are the scale: a finite set is some way "
         "from its own held-out part.", *notes]
     items = "".join(f"<li>{escape(note)}</li>" for note in explained)
@@ -77,7 +77,7 @@ def retrieval(rows: Sequence[Measured], control: RunFiles | None) -> str:
     found = [row for row in rows if row.value("retrieval_ratio") is not None]
     if not found:
         return missing("Retrieval was not measured (calc_metrics.py --ref IMAGES --metrics retrieval).")
-    lines = [[row.title, *(number(row.value(f"retrieval_{key}")) for key in ("median_rank", "chance", "ratio"))]
+    lines = [[row.title, *(number(row.value(f"retrieval_{key}"), 4) for key in ("median_rank", "chance", "ratio"))]
              for row in found]
     text = ("From the sample drawn with image i's latent, image i is looked for among all reference images. A "
             "generator that ignores its condition finds it at chance: ratio 1.")

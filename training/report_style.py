@@ -46,6 +46,7 @@ p { max-width: 70ch; }
 .facts div { min-width: 0; }
 dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
+.brief div { display: flex; flex-direction: column-reverse; justify-content: flex-end; gap: 2px; }
 .brief dd { font: 500 1.7rem/1.2 ui-serif, "Iowan Old Style", "Palatino Linotype", Georgia, serif; }
 figure { margin: 0; min-width: 0; }
 figure > img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--rule); }
