@@ -26,7 +26,8 @@ def test_ci_and_readme_name_the_two_commands() -> None:
 
 
 def test_every_requirement_is_imported() -> None:
-    names = {"torch", "torchvision", "timm", "click", "numpy", "pillow", "psutil", "tqdm", "tensorboard", "lmdb", "safetensors"}
+    names = {"torch", "torchvision", "timm", "click", "numpy", "pillow", "psutil", "tqdm", "tensorboard", "lmdb",
+             "safetensors"}
     modules = {"pillow": "PIL"}
     code = "\n".join(path.read_text() for path in ROOT.rglob("*.py") if ".venv" not in path.parts)
     for line in requirements():

@@ -19,7 +19,7 @@ from dnnlib import UserError
 from torch_utils import checkpoint
 from training.dataset import ImageDataset
 from training.loader import EndlessSampler, batches
-from training.memory import bytes_per_image, fit_batch
+from training.memory import fit_batch, try_step
 from training.presets import resolve
 from training.run_state import list_snapshots, load_state
 
@@ -49,7 +49,7 @@ def whole_run(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outdir = tmp_path_factory.mktemp("whole")
     done = train("--outdir", outdir, "--data", tiny_set, *FLAGS, "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "would take about" in done.stdout  # an ETA before the first tick
+    assert "From a trial pass" in done.stdout  # an ETA before the first batch, and a better one after it
     assert done.stdout.index("would take about") < done.stdout.index("tick 1")
     return run_dir_of(outdir)
 
@@ -206,9 +206,11 @@ def test_order_of_images_is_a_function_of_seed_and_position(tiny_set: Path) -> N
 def test_batch_gpu_auto_fits_the_memory(tiny_set: Path, tmp_path: Path) -> None:
     trainer, _ = small_trainer(tiny_set, tmp_path)
     before = {k: v.clone() for k, v in trainer.run.G.state_dict().items()}
-    per_image = bytes_per_image(trainer.run, trainer.loss)
+    trial = try_step(trainer.run, trainer.loss)
     assert all(torch.equal(v, before[k]) for k, v in trainer.run.G.state_dict().items())
-    assert per_image > 32 * 32 * 3 * 4
+    assert all(p.grad is None for net in (trainer.run.G, trainer.run.D) for p in net.parameters())
+    assert trial.bytes_per_image > 32 * 32 * 3 * 4
+    assert trial.seconds_per_image > 0
     assert fit_batch(64, per_image=1.0, free=200.0) == 64
     assert fit_batch(64, per_image=1.0, free=50.0) == 16
     assert fit_batch(64, per_image=100.0, free=1.0) == 2

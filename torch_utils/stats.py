@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dnnlib import atomic_write
+from dnnlib.util import write_error
 
 
 class Collector:
@@ -58,6 +59,9 @@ class JsonLines:
             file.writelines(lines)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one line, with the time."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "timestamp": time.time()}) + "\n")
+        """Writes one line, with the time; `UserError` if the disk is full."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**record, "timestamp": time.time()}) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from dnnlib import format_bytes, format_time
+from dnnlib.util import write_error
 from torch_utils.device import device_description
 from torch_utils.rng import generator
 from torch_utils.stats import JsonLines
@@ -158,15 +160,19 @@ class Tee:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         sys.stdout = self.stdout
-        if error is not None:
-            self.file.write(f"{type(error).__name__}: {getattr(error, 'message', error)}\n")
-        self.file.close()
+        with contextlib.suppress(OSError):  # on a full disk the error itself is what matters
+            if error is not None:
+                self.file.write(f"{type(error).__name__}: {getattr(error, 'message', error)}\n")
+            self.file.close()
 
     def write(self, text: str) -> int:
         """Writes to both."""
         self.stdout.write(text)
-        self.file.write(text)
-        self.file.flush()
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except OSError as error:
+            raise write_error(self.path, error) from error
         return len(text)
 
     def flush(self) -> None:

@@ -1,8 +1,10 @@
-"""``--batch-gpu auto``: how many images of a batch fit into memory at once."""
+"""A trial pass before training: how many images fit into memory at once, and how long a run will take."""
 
 from __future__ import annotations
 
 import copy
+import time
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -11,7 +13,7 @@ from training.conditioning.base import Batch
 from training.loss import ProjectedGANLoss
 from training.run_state import RunState
 
-PROBE = 2  # images of the trial pass
+IMAGES = 2  # of the trial pass
 
 
 def free_memory(device: torch.device) -> int:
@@ -21,17 +23,24 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def bytes_per_image(run: RunState, loss: ProjectedGANLoss) -> float:
-    """Memory that the graph of a generator step keeps per image, counted in a trial pass.
+@dataclass(frozen=True)
+class Trial:
+    """What a step costs per image: bytes that the graph of G's step keeps, and seconds for all passes."""
 
-    The trial's effect on batch statistics and spectral norms is undone.
-    """
+    bytes_per_image: float
+    seconds_per_image: float
+
+
+def try_step(run: RunState, loss: ProjectedGANLoss) -> Trial:
+    """Runs all passes of a step on two black images; weights, statistics and norms are as before afterwards."""
     resolution = run.config["G"]["img_resolution"]
-    batch = Batch(img=torch.zeros(PROBE, 3, resolution, resolution, device=run.device),
-                  labels=torch.zeros(PROBE, dtype=torch.int64, device=run.device),
-                  indices=torch.arange(PROBE, device=run.device))
+    batch = Batch(img=torch.zeros(IMAGES, 3, resolution, resolution, device=run.device),
+                  labels=torch.zeros(IMAGES, dtype=torch.int64, device=run.device),
+                  indices=torch.arange(IMAGES, device=run.device))
+    nets = (run.G, run.D)
+    before = [copy.deepcopy(net.state_dict()) for net in nets]
+    parameters = {p.data_ptr() for net in nets for p in net.parameters()}
     kept: dict[int, int] = {}
-    parameters = {p.data_ptr() for net in (run.G, run.D) for p in net.parameters()}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -39,12 +48,18 @@ def bytes_per_image(run: RunState, loss: ProjectedGANLoss) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    before = [copy.deepcopy(net.state_dict()) for net in (run.G, run.D)]
+    rng = torch.Generator().manual_seed(0)
+    started = time.monotonic()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss.generator_terms(batch, torch.Generator().manual_seed(0))
-    for net, state in zip((run.G, run.D), before, strict=True):
+        terms = loss.generator_terms(batch, rng)
+    terms.loss.backward()
+    for part in loss.discriminator_terms(batch, rng):
+        part.loss.backward()
+    seconds = time.monotonic() - started
+    for net, state in zip(nets, before, strict=True):
+        net.zero_grad(set_to_none=True)
         net.load_state_dict(state)
-    return sum(kept.values()) / PROBE
+    return Trial(sum(kept.values()) / IMAGES, seconds / IMAGES)
 
 
 def fit_batch(batch: int, per_image: float, free: float) -> int:

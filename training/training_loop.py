@@ -20,7 +20,7 @@ from training.diagnostics import Diagnostics
 from training.loader import batches, split, to_float
 from training.logs import RunLog
 from training.loss import Terms
-from training.memory import bytes_per_image, fit_batch, free_memory
+from training.memory import fit_batch, free_memory, try_step
 from training.options import RunOptions
 from training.run_state import RunState, prune_snapshots, snapshot_path
 from training.sampling import Gan, encode, live_gan
@@ -155,10 +155,15 @@ class Trainer:
                 self._snapshot(log, pictures=False)
 
     def _batch_gpu(self) -> int:
-        """Resolves ``auto`` once and keeps it: batch normalisation makes it part of the mathematics."""
+        """Says how long this may take; resolves ``auto`` once and keeps it, since batch norm makes it count."""
         opts = self.options
+        trial = try_step(self.run, self.loss)
+        left = opts.kimg * 1000 - self.run.progress["cur_nimg"]
+        whole = format_time(left * trial.seconds_per_image)
+        print(f"From a trial pass, roughly: {opts.kimg:g} kimg would take {whole}, one "
+              f"batch of {opts.batch} images {format_time(opts.batch * trial.seconds_per_image)}.", flush=True)
         if opts.batch_gpu == "auto":
-            size = fit_batch(opts.batch, bytes_per_image(self.run, self.loss), free_memory(self.run.device))
+            size = fit_batch(opts.batch, trial.bytes_per_image, free_memory(self.run.device))
             self.run.config["run"]["batch_gpu"] = size
             print(f"--batch-gpu auto: {size} of {opts.batch} images at a time.", flush=True)
         return int(self.run.config["run"]["batch_gpu"])
