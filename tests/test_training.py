@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,18 @@ def test_order_of_images_is_a_function_of_seed_and_position(tiny_set: Path) -> N
         batch = next(batches(dataset, 6, 3, 90, CPU, workers))
         plain = next(batches(dataset, 6, 3, 90, CPU, 0))
         assert torch.equal(batch.img, plain.img)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_that_breaks_during_training_is_named_in_one_line(workers: int, tiny_set: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tiny_set) as archive:
+        archive.extractall(tmp_path / "set")
+    victim = sorted((tmp_path / "set").rglob("*.png"))[7]
+    victim.write_bytes(victim.read_bytes()[:200])
+    stream = batches(ImageDataset(tmp_path / "set"), 8, 0, 0, CPU, workers)
+    with pytest.raises(UserError, match=victim.name) as caught:
+        list(itertools.islice(stream, 6))
+    assert "\n" not in caught.value.message
 
 
 def test_batch_gpu_auto_fits_the_memory(tiny_set: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from dnnlib import UserError
 from torch_utils.rng import generator
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
@@ -44,11 +45,15 @@ def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
         dataset, batch_size=batch_size, sampler=EndlessSampler(len(dataset), seed, start),
         num_workers=workers, pin_memory=device.type == "cuda", persistent_workers=workers > 0,
     )
-    for img_u8, labels, indices in loader:
-        yield Batch(
-            img=to_float(img_u8.to(device, non_blocking=True)),
-            labels=labels.to(device), indices=indices.to(device),
-        )
+    try:
+        for img_u8, labels, indices in loader:
+            yield Batch(
+                img=to_float(img_u8.to(device, non_blocking=True)),
+                labels=labels.to(device), indices=indices.to(device),
+            )
+    except UserError as error:
+        # A worker's error arrives with its traceback in front; the last line is the message.
+        raise UserError(error.message.strip().splitlines()[-1].removeprefix("dnnlib.util.UserError: ")) from error
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

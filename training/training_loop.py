@@ -159,7 +159,7 @@ class Trainer:
         opts = self.options
         trial = try_step(self.run, self.loss)
         left = opts.kimg * 1000 - self.run.progress["cur_nimg"]
-        whole = format_time(left * trial.seconds_per_image)
+        whole = format_time(max(left, 0) * trial.seconds_per_image)
         print(f"From a trial pass, roughly: {opts.kimg:g} kimg would take {whole}, one "
               f"batch of {opts.batch} images {format_time(opts.batch * trial.seconds_per_image)}.", flush=True)
         if opts.batch_gpu == "auto":
