@@ -516,6 +516,11 @@ def test_full_disk_keeps_what_was_there(tmp_path, photos, monkeypatch, name):
     assert read_set(dest)[1] == before
 
 
+def hear_interrupts() -> None:
+    """Undoes an inherited ``trap '' INT``."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["o.zip", "out"])
 def test_interruption_leaves_nothing(tmp_path, name, number):
@@ -527,7 +532,9 @@ def test_interruption_leaves_nothing(tmp_path, name, number):
     dest = tmp_path / "place" / name
     dest.parent.mkdir()
     command = [sys.executable, "dataset_tool.py", f"--source={tmp_path / 'in'}", f"--dest={dest}", "--workers=2"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    # A suite started in the background inherits an ignored SIGINT; the tool shall hear it as from a terminal.
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=hear_interrupts)
     deadline = time.monotonic() + 60
     while process.poll() is None and not any(dest.parent.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.01)
