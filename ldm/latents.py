@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +17,15 @@ from torch_utils import checkpoint
 STEPS, ETA, SPACING = 50, 0.0, "uniform"
 
 
-class LatentSource:
+class LatentSource(abc.ABC):
     """Seeds -> latents f ``[n, C, H, W]`` on the CPU; `provenance` says where they come from (JSON types)."""
 
     latent_shape: tuple[int, ...]
     provenance: dict[str, Any]
 
+    @abc.abstractmethod
     def __call__(self, seeds: Sequence[int]) -> torch.Tensor:
-        raise NotImplementedError
+        """f of each seed."""
 
 
 class PriorSource(LatentSource):

@@ -8,6 +8,7 @@ whitened: by fixed statistics of the data set (frozen), or by running ones (head
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -30,7 +31,7 @@ def inverse_sqrt(covariance: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
     return ((vectors * values.rsqrt()) @ vectors.T).to(covariance.dtype)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, abc.ABC):
     """What all forms share: the shape of f, its normalisation, and fitting to a data set."""
 
     normalization = "rms"
@@ -45,9 +46,9 @@ class Encoder(nn.Module):
         """The normalisation that f has; to be applied to latents from a prior as well."""
         return rms_normalize(f)
 
+    @abc.abstractmethod
     def fit(self, images: Iterable[torch.Tensor]) -> None:
         """Adapts stored statistics to batches of images [N, 3, R, R] in [-1, 1], once before training."""
-        raise NotImplementedError
 
 
 class Whitening(nn.Module):

@@ -37,6 +37,7 @@ def prepare_latents(run: RunState, dataset: ImageDataset, *, fit: bool, choose: 
     if not run.conditioning.uses_latents:
         return
     encoder, seed = run.G.encoder, run.config["run"]["seed"]
+    print(f"Preparing instance latents of {len(dataset)} images (flips included).", flush=True)
     encoder.eval()
     order = torch.randperm(len(dataset), generator=generator(seed, "fit")).tolist()[:FIT_IMAGES]
     if fit:
