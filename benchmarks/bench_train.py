@@ -23,6 +23,8 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dnnlib.tuning import tune_process  # noqa: E402  (found from the project's root)
+
 
 def measure(cfg: str, resolution: int, batch: int | None, steps: int) -> dict[str, float]:
     """Images per second (median step, after one warm-up step) and peak resident bytes of this process."""
@@ -106,4 +108,5 @@ def main(cfg: str, resolution: int, batch: int | None, steps: int, rounds: int, 
 
 
 if __name__ == "__main__":
+    tune_process()  # as train.py
     main()
