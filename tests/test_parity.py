@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from official_names import discriminator_name, generator_name, is_parameter, load_official
 from torch import nn
 
-import pg_modules.discriminator
-import pg_modules.fastgan
+from dnnlib import construct
 from pg_modules.layers import SNUpConv2d
 from pg_modules.projector import CrossScaleMixing
+from training.presets import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("FIXTURES") or ROOT.parent / "shared" / "fixtures")
@@ -38,10 +38,15 @@ def fixture(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def build(kind: str, **options: Any) -> nn.Module:
-    """The network under test: ``fastgan`` or ``projected_d``."""
+    """The network under test, ``fastgan`` or ``projected_d``: a preset's, at the sizes of the fixture."""
+    c_dim = options.pop("c_dim", 0)
+    data = {"resolution": options.pop("img_resolution"), "label_dim": c_dim}
+    cfg = "fastgan_lite" if options.pop("lite", False) else "fastgan"
+    overrides = {"cond": bool(c_dim), **(options if kind == "fastgan" else {})}
+    config = resolve(cfg, overrides, data)
     if kind == "fastgan":
-        return pg_modules.fastgan.Generator(**options)
-    return pg_modules.discriminator.ProjectedDiscriminator(**options)
+        return construct(config["G"])
+    return construct({**config["D"], **options})
 
 
 def relative(ours: torch.Tensor, official: torch.Tensor) -> float:
