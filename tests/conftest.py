@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Networks that a test builds without a seed of their own are the same in every run."""
+    torch.manual_seed(0)
+
+
 def run_script(*args: str | Path, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Runs ``python args...`` from `cwd` with one thread; returns the finished process with its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
