@@ -27,9 +27,6 @@ class PackedSource(ImageSource):
     labels: dict[str, int] | None = None
     classes: list[str] | None = None
 
-    def _has(self, name: str) -> bool:
-        return False
-
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Loads the plain numpy arrays and strings of CIFAR-10's batches and nothing that could run code."""

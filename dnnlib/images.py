@@ -67,10 +67,10 @@ class ImageSource:
         self.close()
 
     def _bytes(self, name: str, limit: int) -> bytes:
-        raise NotImplementedError
+        raise UserError(f"{self.path}: {name} is packed with other images and cannot be read alone.")
 
     def _has(self, name: str) -> bool:
-        raise NotImplementedError
+        return False
 
     def close(self) -> None:
         """Frees the file handle; the source opens it again when it is read once more."""
