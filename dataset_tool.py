@@ -1,4 +1,4 @@
-"""Converts pictures to the square PNGs of one size that training takes: folders, zips, CIFAR-10, MNIST, LSUN."""
+"""Converts folders, zips, CIFAR-10, MNIST, LSUN to the PNGs of one size, square or 2:1, RGB or grey, of training."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ if TYPE_CHECKING:
 
 
 def parse_resolution(text: str, transform: str | None) -> tuple[int, int]:
-    """``64`` or ``64x64`` -> (width, height); only center-crop-wide takes a height below the width."""
-    from dnnlib.conversion import is_valid_resolution
+    """``64``, ``128x64`` -> (width, height): a valid size; for center-crop-wide any height up to a valid width."""
+    from dnnlib.sizes import format_size, is_valid_resolution, is_valid_size, suggest_size
 
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text, re.ASCII)
     if match is None:
-        raise UserError(f"--resolution={text}: write one number, or WIDTHxHEIGHT as in 64x64.")
+        raise UserError(f"--resolution={text}: write one number, or WIDTHxHEIGHT as in 128x64.")
     width, height = int(match[1]), int(match[2] or match[1])
-    if not is_valid_resolution(width):
-        raise UserError(f"--resolution={text}: the width must be a power of two from 32 to 1024.")
-    if height != width and transform != "center-crop-wide":
-        raise UserError(f"--resolution={text} is not square; only --transform=center-crop-wide takes such a size.")
-    if not 0 < height <= width:
-        raise UserError(f"--resolution={text}: the height must be from 1 to the width.")
+    if transform == "center-crop-wide":
+        if not is_valid_resolution(width):
+            raise UserError(f"--resolution={text}: the width must be a power of two from 32 to 1024.")
+        if not 0 < height <= width:
+            raise UserError(f"--resolution={text}: the height must be from 1 to the width.")
+    elif not is_valid_size(width, height):
+        near = format_size(*suggest_size(width, height))
+        other = "; only --transform=center-crop-wide takes others" * (is_valid_resolution(width) and height < width)
+        raise UserError(f"--resolution={text}: the short side must be a power of two from 32 to 1024 and the other one "
+                        f"equal or exactly twice it, for example {near}{other}.")
     return width, height
 
 
@@ -109,15 +113,16 @@ def dataset_json(
 
 def convert_into(
     write: Write, source: ImageSource, names: list[str], shaping: Shaping, limit: int, workers: int, on_error: str
-) -> tuple[dict[str, str], list[str], int, int]:
-    """Converts and writes up to `limit` images; returns (archive name -> source name, problems, side, enlarged)."""
+) -> tuple[dict[str, str], list[str], tuple[int, int], int]:
+    """Converts and writes up to `limit` images; returns (archive name -> source name, problems, size, enlarged)."""
     from tqdm import tqdm
 
-    from dnnlib.conversion import convert_all, is_valid_resolution, suggest_resolution
+    from dnnlib.conversion import check_size, convert_all
 
     written: dict[str, str] = {}
     problems: list[str] = []
-    side = enlarged = 0
+    size: tuple[int, int] | None = None
+    enlarged = 0
     tqdm.monitor_interval = 0  # no extra thread beside the worker processes
     interval = 0.2 if sys.stderr.isatty() else 10
     results = convert_all(source, names, shaping, workers)
@@ -129,13 +134,9 @@ def convert_into(
             if result.problem:
                 problems.append(result.problem)
                 continue
-            if shaping.size is None and (not is_valid_resolution(result.side) or result.side != (side or result.side)):
-                why = f"but others {side}x{side}" if side else "not a power of two from 32 to 1024"
-                raise UserError(
-                    f"{source.path}: {result.name} would be {result.side}x{result.side}, {why}: "
-                    f"add --resolution={suggest_resolution(min(side or result.side, result.side))}."
-                )
-            side = result.side
+            if shaping.size is None:
+                check_size(result, size, source.path)
+            size = result.size
             index = f"{len(written):08d}"
             name = f"{index[:5]}/img{index}.png"
             write(name, result.png)
@@ -144,12 +145,12 @@ def convert_into(
             bar.update()
             if len(written) == limit:
                 break
-    if not written:
+    if size is None:
         raise UserError(f"{source.path}: none of its {len(names)} images is usable; the first: {problems[0]}")
-    return written, problems, side, enlarged
+    return written, problems, size, enlarged
 
 
-def _report(dest: Path, count: int, side: int, classes: int, problems: list[str], enlarged: int, missing: list) -> None:
+def _report(dest: Path, count: int, kind: str, classes: int, problems: list[str], enlarged: int, missing: list) -> None:
     if missing:
         shown = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
         click.echo(f"Listed in --include but not in the source ({len(missing)}): {shown}", err=True)
@@ -161,7 +162,7 @@ def _report(dest: Path, count: int, side: int, classes: int, problems: list[str]
             click.echo(f"  {problem}", err=True)
     size = f", {format_bytes(dest.stat().st_size)}" if dest.is_file() else ""
     labelled = f", {classes} classes" if classes else ", no labels"
-    click.echo(f"Wrote {dest}: {count} image{'s'[: count > 1]} of {side}x{side}{labelled}{size}.")
+    click.echo(f"Wrote {dest}: {count} image{'s'[: count > 1]} of {kind}{labelled}{size}.")
 
 
 @click.command(context_settings={"max_content_width": 120})
@@ -171,9 +172,13 @@ def _report(dest: Path, count: int, side: int, classes: int, problems: list[str]
 @click.option("--dest", required=True, type=click.Path(path_type=Path), metavar="PATH",
               help="Zip to write (name ends in .zip) or folder. An existing one is refused.")
 @click.option("--resolution", metavar="N|WxH",
-              help="Side in pixels, a power of two from 32 to 1024.  [default: the source's]")
+              help="Side in pixels, a power of two from 32 to 1024; or width x height with one side twice the other, "
+                   "as 128x64 or 64x128.  [default: the source's]")
 @click.option("--transform", type=click.Choice(["center-crop", "center-crop-wide", "pad"]),
-              help="Make images square: crop; crop to WxH and add black bars; or pad with --background.")
+              help="Give images the shape of --resolution, or make them square: crop; crop to WxH and add black bars "
+                   "up to a square; or pad with --background.")
+@click.option("--color", type=click.Choice(["rgb", "grey"]), default="rgb", show_default=True,
+              help="Three channels, or one of luma.")
 @click.option("--background", default="white", show_default=True, metavar="COLOR",
               help="Name or #rrggbb, behind transparent pixels and in padding.")
 @click.option("--max-images", type=click.IntRange(min=1), metavar="N", help="Stop after the first N usable images.")
@@ -186,12 +191,13 @@ def _report(dest: Path, count: int, side: int, classes: int, problems: list[str]
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one per core]")
 @click.option("--force", is_flag=True, help="Replace an existing DEST: a zip, or a folder that holds a converted set.")
 def main(
-    source: Path, dest: Path, resolution: str | None, transform: str | None, background: str, max_images: int | None,
-    include: str | None, labels: str | None, on_error: str, workers: int | None, force: bool,
+    source: Path, dest: Path, resolution: str | None, transform: str | None, color: str, background: str,
+    max_images: int | None, include: str | None, labels: str | None, on_error: str, workers: int | None, force: bool,
 ) -> None:
-    """Convert pictures to a data set for train.py: square RGB PNGs of one size, and dataset.json with their labels.
+    """Convert pictures to a data set for train.py: PNGs of one size and dataset.json with their labels.
 
-    Resizing is Lanczos. The result is the same for any number of workers and appears under DEST only when complete.
+    They are square, or 2:1 where --resolution says so or the source is. Resizing is Lanczos. The result is the same
+    for any number of workers and appears under DEST only when complete.
 
     \b
     python dataset_tool.py --source photos/ --dest photos.zip --resolution 256 --transform center-crop
@@ -204,7 +210,7 @@ def main(
     if transform == "center-crop-wide" and resolution is None:
         raise UserError("--transform=center-crop-wide needs --resolution=WIDTHxHEIGHT, for example 256x160.")
     size = parse_resolution(resolution, transform) if resolution is not None else None
-    shaping = Shaping(size, transform, parse_background(background))
+    shaping = Shaping(size, transform, parse_background(background), grey=color == "grey")
     listed = read_split(include) if include is not None else None
     to_zip = check_dest(dest, source, force)
     with open_any(source) as images:
@@ -218,12 +224,13 @@ def main(
         limit = min(max_images or len(names), len(names))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with zip_writer(dest) if to_zip else folder_writer(dest) as write:
-            written, problems, side, enlarged = convert_into(
+            written, problems, (width, height), enlarged = convert_into(
                 write, images, names, shaping, limit, workers or cores, on_error
             )
             write("dataset.json", dataset_json(written, origins, label_of, classes))
     class_count = 0 if label_of is None else len(classes or ()) or max(label_of.values()) + 1
-    _report(dest, len(written), side, class_count, problems, enlarged, missing)
+    kind = f"{width}x{height}{', grey' * shaping.grey}"
+    _report(dest, len(written), kind, class_count, problems, enlarged, missing)
 
 
 if __name__ == "__main__":

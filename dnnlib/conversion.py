@@ -1,4 +1,4 @@
-"""Conversion of an image source to square PNGs by several processes, and atomic writing of the resulting set."""
+"""Conversion of an image source to PNGs of one size by several processes, and atomic writing of the resulting set."""
 
 from __future__ import annotations
 
@@ -21,77 +21,104 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.images import ImageSource
-from dnnlib.pixels import WHITE, center_crop, decode, pad_to_square, resize
+from dnnlib.pixels import WHITE, center_crop, decode, pad, resize
+from dnnlib.sizes import format_size, is_valid_size, suggest_resolution, suggest_size
 from dnnlib.util import UserError, atomic_write, write_error
 
-MIN_RESOLUTION, MAX_RESOLUTION = 32, 1024
 CHUNK_BYTES = 4 << 20  # pixels that one task sends back at most, so that memory stays bounded at any worker count
 Write = Callable[[str, bytes], None]
 
 
-def is_valid_resolution(side: int) -> bool:
-    """True for the sizes that the networks take: powers of two from 32 to 1024."""
-    return MIN_RESOLUTION <= side <= MAX_RESOLUTION and side & (side - 1) == 0
-
-
-def suggest_resolution(side: float) -> int:
-    """The largest valid resolution that is at most `side`; 32 for smaller ones."""
-    return 1 << min(max(int(side).bit_length() - 1, 5), 10)
-
-
 @dataclass(frozen=True)
 class Shaping:
-    """How images become squares.
+    """How images get the size, shape and colours of the set.
 
-    size        (width, height) of the picture; None keeps the source's
+    size        (width, height) of the result, of the picture between the bars for "center-crop-wide"; None keeps the
+                source's, which "center-crop" and "pad" make square
     transform   None, "center-crop", "center-crop-wide" or "pad"
     background  RGB shown through transparent pixels and in the margins of "pad"
+    grey        one channel, of ITU-R 601 luma (Pillow's "L")
     """
 
     size: tuple[int, int] | None = None
     transform: str | None = None
     background: tuple[int, int, int] = WHITE
+    grey: bool = False
 
     def apply(self, img: np.ndarray, name: str) -> np.ndarray:
-        """uint8 [H, W, 3] -> [R, R, 3]; `UserError` if the image isn't square and no transform makes it so."""
+        """uint8 [H, W, 3] -> [height, width, 3], or [height, width] if grey.
+
+        `UserError` if the image hasn't the shape of the result and no transform gives it.
+        """
+        if self.transform is None:
+            self._check_shape(img.shape[1], img.shape[0], name)
+        img = self._shape(img)
+        # After resizing: a grey set holds the luma of what the colour set would.
+        return np.array(Image.fromarray(img).convert("L")) if self.grey else img
+
+    def _check_shape(self, width: int, height: int, name: str) -> None:
+        remedy = "add --transform=center-crop or --transform=pad"
+        if self.size is not None:
+            if width * self.size[1] != height * self.size[0]:
+                shape = "square" if self.size[0] == self.size[1] else "2:1" if self.size[0] > self.size[1] else "1:2"
+                raise UserError(f"{name} is {width}x{height}, not {shape}: {remedy}.")
+        elif max(width, height) not in (min(width, height), 2 * min(width, height)):
+            near = suggest_size(width, height)
+            remedy += f", with --resolution={format_size(*near)} for its nearest shape" * (near[0] != near[1])
+            raise UserError(f"{name} is {width}x{height}, neither square nor 2:1 or 1:2: {remedy}.")
+
+    def _shape(self, img: np.ndarray) -> np.ndarray:
         h, w = img.shape[:2]
-        if self.transform is None and h != w:
-            raise UserError(f"{name} is {w}x{h}, not square: add --transform=center-crop or --transform=pad.")
         if self.transform == "center-crop-wide":
-            # As in the official tools: width x height pixels between black bars.
+            # As in the official tools: width x height pixels between black bars, on a square.
             assert self.size is not None
-            return pad_to_square(resize(center_crop(img, *self.size), *self.size), (0, 0, 0))
-        if self.transform == "center-crop":
-            img = center_crop(img, 1, 1)
-        side = max(img.shape[:2]) if self.size is None else self.size[0]
+            return pad(resize(center_crop(img, *self.size), *self.size), self.size[0], self.size[0], (0, 0, 0))
         if self.transform == "pad":
             # Resized before padding, so that the filter doesn't blur the picture into its margins.
-            scale = side / max(h, w)
-            return pad_to_square(resize(img, max(round(w * scale), 1), max(round(h * scale), 1)), self.background)
-        return resize(img, side, side)
+            width, height = self.size or (max(w, h), max(w, h))
+            scale = min(width / w, height / h)
+            picture = resize(img, max(round(w * scale), 1), max(round(h * scale), 1))
+            return pad(picture, width, height, self.background)
+        if self.transform == "center-crop":
+            img = center_crop(img, *(self.size or (1, 1)))
+        return img if self.size is None else resize(img, *self.size)
 
     def enlarges(self, width: int, height: int) -> bool:
         """True if a picture of this size has fewer pixels than its place in the result."""
         if self.size is None:
             return False
         if self.transform == "pad":
-            return max(width, height) < self.size[0]
+            return width < self.size[0] and height < self.size[1]
         return width < self.size[0] or height < self.size[1]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Result for one source image: `png` bytes of `side` pixels squared, or a `problem` in one line.
+    """Result for one source image: `png` bytes of a picture of `size` (width, height), or a `problem` in one line.
 
     A `fatal` problem comes from the flags, not from a broken file, and can't be skipped.
     """
 
     name: str
     png: bytes = b""
-    side: int = 0
+    size: tuple[int, int] = (0, 0)
     enlarged: bool = False
     problem: str = ""
     fatal: bool = False
+
+
+def check_size(result: Converted, others: tuple[int, int] | None, path: Path) -> None:
+    """`UserError` if a size that --resolution didn't set is not valid, or not that of the `others`."""
+    width, height = result.size
+    if is_valid_size(width, height) and result.size == (others or result.size):
+        return
+    short = "not" if width == height else "its short side not"
+    why = f"but others {others[0]}x{others[1]}" if others else f"{short} a power of two from 32 to 1024"
+    if others is None or width * others[1] == height * others[0]:
+        remedy = f"--resolution={format_size(*suggest_size(*min(others or result.size, result.size)))}"
+    else:
+        remedy = f"--resolution={suggest_resolution(min(*others, *result.size))} --transform=center-crop"
+    raise UserError(f"{path}: {result.name} would be {width}x{height}, {why}: add {remedy}.")
 
 
 _Task = tuple[str, bytes | np.ndarray | None]
@@ -117,13 +144,13 @@ def _convert(name: str, payload: bytes | np.ndarray | None) -> Converted:
     except UserError as error:
         return Converted(name, problem=error.message)
     try:
-        square = shaping.apply(img, name)
+        shaped = shaping.apply(img, name)
     except UserError as error:
         return Converted(name, problem=error.message, fatal=True)
     buffer = io.BytesIO()
-    Image.fromarray(square).save(buffer, "PNG", compress_level=0)
+    Image.fromarray(shaped).save(buffer, "PNG", compress_level=0)
     enlarged = shaping.enlarges(img.shape[1], img.shape[0])
-    return Converted(name, buffer.getvalue(), square.shape[0], enlarged)
+    return Converted(name, buffer.getvalue(), (shaped.shape[1], shaped.shape[0]), enlarged)
 
 
 def _convert_chunk(tasks: list[_Task]) -> list[Converted]:
@@ -143,7 +170,7 @@ def convert_all(
         for task in tasks:
             yield _convert(*task)
         return
-    side = 256 if shaping.size is None else shaping.size[0]
+    side = 256 if shaping.size is None else max(shaping.size)
     chunk = max(min(CHUNK_BYTES // (3 * side * side), len(names) // (4 * workers), 32), 1)
     executor = ProcessPoolExecutor(min(workers, len(names)), initializer=_start_job, initargs=(source, shaping))
     pending: collections.deque[Future[list[Converted]]] = collections.deque()

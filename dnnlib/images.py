@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.pixels import center_crop, decode, pad_to_square, resize
+from dnnlib.pixels import center_crop, decode, pad, resize
 from dnnlib.util import UserError
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "decode",
     "is_image_name",
     "open_source",
-    "pad_to_square",
+    "pad",
     "resize",
     "strip_extension",
 ]

@@ -42,6 +42,23 @@ def read_labels(content: dict[str, Any] | None, names: Sequence[str], path: str 
     return labels
 
 
+def read_classes(content: dict[str, Any] | None, labels: dict[str, int], path: str | os.PathLike) -> list[str] | None:
+    """Names of the classes from the `content` of the dataset.json in `path`; None if it has none.
+
+    `UserError` if they are no list of names, or one of `labels` is beyond their number.
+    """
+    classes = (content or {}).get("classes")
+    if classes is None:
+        return None
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{path}: 'classes' in dataset.json must be a list of names; correct or remove it.")
+    for name, label in labels.items():
+        if label >= len(classes):
+            raise UserError(f"{path}: dataset.json has label {label} for {name} but {len(classes)} "
+                            "classes; correct dataset.json or convert the set again.")
+    return classes
+
+
 def labels_from_folders(names: Sequence[str], source: Path) -> tuple[dict[str, int], list[str]]:
     """Class index per name and the sorted class names: the top-level folders, below a folder common to all."""
     parts = {name: PurePosixPath(name).parts for name in names}
@@ -68,15 +85,9 @@ def source_labels(source: ImageSource, mode: str | None) -> tuple[dict[str, int]
         return source.labels, source.classes
     if mode == "folders":
         return labels_from_folders(source.names, source.path)
-    content = source.json() or {}
-    labels, classes = read_labels(content, source.names, source.path), content.get("classes")
-    if labels is None or classes is None:
-        return labels, None
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise UserError(f"{source.path}: 'classes' in dataset.json must be a list of names; correct or remove it.")
-    if max(labels.values()) >= len(classes):
-        raise UserError(f"{source.path}: dataset.json has label {max(labels.values())} but {len(classes)} classes.")
-    return labels, classes
+    content = source.json()
+    labels = read_labels(content, source.names, source.path)
+    return labels, None if labels is None else read_classes(content, labels, source.path)
 
 
 def select(origins: dict[str, str], listed: Iterable[str], option: str) -> tuple[list[str], list[str]]:

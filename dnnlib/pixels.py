@@ -30,8 +30,9 @@ _UPRIGHT = {
 def decode(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> np.ndarray:
     """Encoded image -> uint8 [H, W, 3] RGB, upright by its EXIF tag, first frame of animations.
 
-    Transparent pixels show `background`. `name` is for messages: `UserError` if the data isn't a whole,
-    readable image or has more pixels than Pillow's decompression-bomb limit.
+    Grey values of 8 bits come back unchanged in all three channels. Transparent pixels show `background`. `name` is
+    for messages: `UserError` if the data isn't a whole, readable image or has more pixels than Pillow's
+    decompression-bomb limit.
     """
     try:
         with Image.open(io.BytesIO(data)) as img:
@@ -98,11 +99,10 @@ def center_crop(img: np.ndarray, width: int, height: int) -> np.ndarray:
     return img[top : top + crop_h, left : left + crop_w]
 
 
-def pad_to_square(img: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] centred on a square of side max(H, W) filled with `background`."""
+def pad(img: np.ndarray, width: int, height: int, background: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [H, W, 3], no larger than the result, centred on [height, width, 3] filled with `background`."""
     h, w = img.shape[:2]
-    side = max(h, w)
-    canvas = np.full((side, side, 3), background, np.uint8)
-    top, left = (side - h) // 2, (side - w) // 2
+    canvas = np.full((height, width, 3), background, np.uint8)
+    top, left = (height - h) // 2, (width - w) // 2
     canvas[top : top + h, left : left + w] = img
     return canvas

@@ -53,10 +53,15 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, img_u8: torch.Tensor) -> torch.Tensor:
-        """Features ``[n, D]`` float32 on the CPU of ``img_u8`` uint8 ``[n, 3, H, W]``, of any size."""
+        """Features ``[n, D]`` float32 on the CPU of ``img_u8`` uint8 ``[n, 3 or 1, H, W]``, of any size.
+
+        Grey images count as colour images with three equal channels.
+        """
         assert img_u8.dtype == torch.uint8, img_u8.dtype
-        assert tuple(img_u8.shape[1:2]) == (3,), tuple(img_u8.shape)
-        x = resize_images(img_u8.to(self.device), self.resolution)
+        assert img_u8.ndim == 4, tuple(img_u8.shape)
+        assert img_u8.shape[1] in (1, 3), tuple(img_u8.shape)
+        img_u8 = img_u8.to(self.device)
+        x = resize_images(img_u8.repeat(1, 3, 1, 1) if img_u8.shape[1] == 1 else img_u8, self.resolution)
         # TF32 would make features depend on the GPU's generation in the fourth digit.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
             return self.pooled(x.contiguous(memory_format=torch.channels_last)).float().cpu()
@@ -85,13 +90,21 @@ def check_detector(name: str, weights: str | os.PathLike | None = None) -> None:
         raise UserError(f"--weights {weights}: {name} brings its own; leave it out or use --detector inception.")
 
 
-def check_not_own(detector: str, d_backbone: str) -> None:
-    """Refuses to judge a generator by the network that its discriminator looked through."""
-    if d_backbone == f"tf_{detector}" or (detector == "inception" and "inception_v3" in d_backbone):
-        raise UserError(
-            f"--detector {detector}: the discriminator of this network was trained on {d_backbone} itself, so the "
-            f"result would flatter it; use --detector {next(name for name in NAMES if name != detector)}."
-        )
+def check_not_own(detector: str, *networks: str) -> None:
+    """Refuses to judge a generator by one of the frozen `networks` that it was trained with.
+
+    networks: as the backbone manifest names them: what its discriminator looks through, what gives its instance
+    conditions.
+    """
+
+    def own(name: str) -> str | None:
+        return next((n for n in networks if n == f"tf_{name}" or (name == "inception" and "inception_v3" in n)), None)
+
+    if own(detector) is not None:
+        others = [name for name in NAMES if own(name) is None]
+        remedy = f"use --detector {others[0]}" if others else "no detector is left that it wasn't trained on"
+        raise UserError(f"--detector {detector}: this network was trained on {own(detector)} itself, so the result "
+                        f"would flatter it; {remedy}.")
 
 
 def load_detector(

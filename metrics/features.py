@@ -73,7 +73,7 @@ class Collected:
 
 
 def collect(batches: Batches, detector: Detector, counts: Sequence[int], keep: int = 0) -> Collected:
-    """Features of the first ``max(counts)`` images of uint8 ``[n, 3, H, W]`` batches.
+    """Features of the first ``max(counts)`` images of uint8 ``[n, 3 or 1, H, W]`` batches.
 
     Vectors of the first `keep` images are kept, at least as many as the features have dimensions (below that
     they are smaller than a covariance); beyond, only the moments at each of `counts`.

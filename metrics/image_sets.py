@@ -14,7 +14,7 @@ from torch_utils import rng
 
 
 class IndexedImages(Protocol):
-    """What is needed of a data set; ``dataset[i][0]`` is uint8 ``[3, H, W]``."""
+    """What is needed of a data set; ``dataset[i][0]`` is uint8 ``[3 or 1, H, W]``."""
 
     name: str
     num_images: int
@@ -30,7 +30,7 @@ class ImageSet:
     name         for people
     fingerprint  SHA-256 of the content
     num_images   without mirror images
-    read         number to uint8 ``[3, H, W]``
+    read         number to uint8 ``[3 or 1, H, W]``, of any sizes
     mirror       whether training also saw the x-flipped images
     """
 
@@ -41,7 +41,7 @@ class ImageSet:
     mirror: bool = False
 
     def batches(self, indices: Sequence[int], flipped: bool = False, batch_size: int = 64) -> Iterator[torch.Tensor]:
-        """uint8 ``[n, 3, H, W]``, n up to `batch_size`, in the order of `indices`; a new size starts a new batch."""
+        """uint8 ``[n, 3 or 1, H, W]``, n up to `batch_size`, in order of `indices`; a new shape starts a new batch."""
         pending: list[torch.Tensor] = []
         for i in indices:
             image = self.read(i)
@@ -88,7 +88,7 @@ def from_source(source: ImageSource) -> ImageSet:
 
 
 def from_tensor(images: torch.Tensor, name: str) -> ImageSet:
-    """uint8 ``[n, 3, H, W]`` in memory."""
+    """uint8 ``[n, 3 or 1, H, W]`` in memory."""
     digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
     digest.update(images.contiguous().numpy().tobytes())
     return ImageSet(name, digest.hexdigest(), len(images), lambda i: images[i])

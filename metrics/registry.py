@@ -18,28 +18,20 @@ from dnnlib import UserError, format_time
 from dnnlib.util import write_error
 from metrics import copying
 from metrics.detectors import Detector
-from metrics.features import (
-    Collected,
-    FeatureCache,
-    Progress,
-    SetFeatures,
-    collect,
-    no_progress,
-    set_features,
-)
+from metrics.features import Collected, FeatureCache, Progress, SetFeatures, collect, no_progress, set_features
 from metrics.fid import Gaussian, fit_gaussian, frechet_distance
 from metrics.image_sets import ImageSet, describe, fixed_subset
 from metrics.kid import kernel_distance
 from metrics.names import Metric, parse_metrics
-from metrics.retrieval import retrieval_rank
+from metrics.retrieval import retrieval_rank, retrieval_similarity
 from torch_utils.device import device_description
 
-Fakes = Callable[[int], Iterable[torch.Tensor]]  # number of images -> uint8 batches [n, 3, H, W], that many or more
+Fakes = Callable[[int], Iterable[torch.Tensor]]  # number of images -> uint8 [n, 3 or 1, H, W], that many or more
 
 
 @dataclass(frozen=True)
 class References:
-    """What DIC-GAN samples were made from, for ``retrieval``: sample k comes from image ``index(k)`` of `images`."""
+    """What samples with instance conditions were made from: sample k from image ``index(k)`` of `images`."""
 
     images: ImageSet
     index: Callable[[int], int]
@@ -89,9 +81,9 @@ class Evaluation:
             if isinstance(images, ImageSet) and images.num_images < 2:
                 raise UserError(f"{images.name} holds one image; a distance between distributions needs 2 or more.")
         for metric in metrics:
-            if metric.kind == "retrieval" and self.refs is None:
+            if metric.kind == "retrieval" and (self.refs is None or self.refs.images.num_images < 2):
                 raise UserError("--metrics retrieval asks which reference image a sample was made from; it needs a "
-                                "dicgan network and --ref IMAGES.")
+                                "network with instance conditions and --ref IMAGES with 2 images or more.")
             if isinstance(self.fakes, ImageSet) and self.count(metric) > self.fakes.num_images:
                 raise UserError(f"--metrics {metric.name}: {self.fakes.name} holds {self.fakes.num_images} images "
                                 f"only; use {metric.kind}_full or a smaller count.")
@@ -147,8 +139,9 @@ def _measure(run: Evaluation, metric: Metric, fakes: Collected) -> tuple[dict[st
     position = {int(i): k for k, i in enumerate(found.indices)}
     # References beyond the kept ones can't be looked up; that takes more than 100,000 of them.
     known = [k for k in range(count) if run.refs.index(k) in position]
-    ranks = retrieval_rank(fakes.features[known], found.features, [position[run.refs.index(k)] for k in known])
-    return {f"{metric.name}_{key}": value for key, value in ranks.items()}, len(found.features)
+    asked = (fakes.features[known], found.features, [position[run.refs.index(k)] for k in known])
+    values = {**retrieval_rank(*asked), **retrieval_similarity(*asked)}
+    return {f"{metric.name}_{key}": value for key, value in values.items()}, len(found.features)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from PIL import Image
 
 import dataset_tool
 from dnnlib import UserError
+from dnnlib.sizes import is_valid_size, suggest_size
 from training.dataset import ImageDataset
 
 
@@ -147,13 +148,77 @@ def test_class_count_comes_from_the_whole_set(tmp_path, converted):
     assert (dataset.num_images, dataset.label_dim) == (2, 3)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(("width", "height", "aspect"), [(64, 32, (1, 2)), (32, 64, (2, 1)), (32, 32, (1, 1))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_two_to_one_sets(tmp_path, width, height, aspect, channels, cache):
+    images = np.random.RandomState(0).randint(0, 256, (3, height, width, channels), np.uint8)
+    (tmp_path / "set").mkdir()
+    for index, img in enumerate(images):
+        Image.fromarray(img.squeeze()).save(tmp_path / "set" / f"{index}.png")
+    dataset = ImageDataset(tmp_path / "set", mirror=True, cache=cache)
+    assert (dataset.resolution, dataset.aspect, dataset.channels) == (32, aspect, channels)
+    assert dataset.shape == (channels, height, width)
+    for _ in range(2):  # the second time from the cache
+        for index, img in enumerate(images.transpose(0, 3, 1, 2)):
+            assert dataset.image(index).shape == dataset.shape
+            np.testing.assert_array_equal(dataset.image(index), img)
+            np.testing.assert_array_equal(dataset[index][0], img)
+            np.testing.assert_array_equal(dataset[index + 3][0], img[:, :, ::-1])
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy[2][0], images[2].transpose(2, 0, 1))
+
+
+def test_every_grey_value_survives_the_conversion(tmp_path):
+    values = np.arange(256, dtype=np.uint8).reshape(8, 32).repeat(4, axis=0)
+    (tmp_path / "raw").mkdir()
+    Image.fromarray(values).save(tmp_path / "raw" / "a.png")
+    convert("--source", tmp_path / "raw", "--dest", tmp_path / "set.zip", "--color=grey")
+    dataset = ImageDataset(tmp_path / "set.zip")
+    np.testing.assert_array_equal(dataset.image(0), values[None])
+    assert dataset.cached
+
+
+def test_cache_counts_the_bytes_of_its_images(tmp_path, monkeypatch):
+    for mode in ("L", "RGB"):
+        (tmp_path / mode).mkdir()
+        Image.new(mode, (64, 32)).save(tmp_path / mode / "a.png")
+    monkeypatch.setattr("training.dataset.CACHE_LIMIT_BYTES", 64 * 32)
+    assert ImageDataset(tmp_path / "L").cached
+    assert not ImageDataset(tmp_path / "RGB").cached
+
+
+@pytest.mark.parametrize(("mode", "size", "why"), [
+    ("L", (64, 32), "1.png is 64x32 grey, but 0.png is 64x32 RGB"),
+    ("RGB", (32, 64), "1.png is 32x64 RGB, but 0.png is 64x32 RGB"),
+])
+def test_sets_of_two_kinds_are_refused(tmp_path, mode, size, why):
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (64, 32)).save(tmp_path / "set" / "0.png")
+    Image.new(mode, size).save(tmp_path / "set" / "1.png")
+    with pytest.raises(UserError, match=f"converted first .{why}.: python dataset_tool.py --source"):
+        ImageDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [
+    ((64, 64), (64, 64)), ((65, 64), (64, 64)), ((200, 300), (128, 256)), ((300, 220), (128, 128)),
+    ((5000, 100), (128, 64)), ((5, 5), (32, 32)), ((9000, 5000), (2048, 1024)), ((0, 64), (32, 64)),
+])
+def test_suggested_sizes_are_valid_and_near(asked, nearest):
+    assert suggest_size(*asked) == nearest
+    assert is_valid_size(*nearest)
+
+
 def _raw_sets():
-    yield "mixed", [(64, 64), (128, 128), (128, 128)], "RGB", "png", 128, False
+    yield "mixed sizes", [(64, 64), (128, 128), (128, 128)], "RGB", "png", 128, False
+    yield "wide", [(300, 150), (200, 100)], "RGB", "png", "128x64", False
+    yield "tall", [(50, 100)], "RGB", "jpg", "32x64", False
+    yield "not all wide", [(300, 150), (300, 151)], "RGB", "png", 128, True
     yield "oblong", [(300, 200), (310, 210), (320, 190)], "RGB", "jpg", 128, True
     yield "not a power of two", [(100, 100)], "RGB", "png", 64, False
     yield "tiny", [(8, 8)], "RGB", "png", 32, False
     yield "huge", [(2048, 2048)], "RGB", "png", 1024, False
-    yield "grey", [(64, 64)], "L", "png", 64, False
+    yield "grey of 16 bits", [(64, 64)], "I;16", "png", 64, False
     yield "rgba", [(64, 64)], "RGBA", "png", 64, False
     yield "jpeg", [(64, 64)], "RGB", "jpg", 64, False
 
@@ -176,7 +241,8 @@ def test_raw_sets_print_the_command_that_converts_them(tmp_path, sizes, mode, ki
     convert(*command[2:])  # the printed command works as it stands
     dest = next(word for word in command if word.startswith("--dest=")).removeprefix("--dest=")
     dataset = ImageDataset(dest)
-    assert (dataset.num_images, dataset.resolution) == (len(sizes), resolution)
+    width, height = (int(side) for side in (str(resolution).split("x") * 2)[:2])
+    assert (dataset.num_images, dataset.shape) == (len(sizes), (3, height, width))
     with pytest.raises(UserError, match=r"-2\.zip"):  # and never names a file that exists
         ImageDataset(folder)
 
@@ -213,6 +279,44 @@ def test_label_mismatches(tmp_path, raw, converted):
     with pytest.raises(UserError, match=r"label for 00000/img00000004\.png, which is not in the set"):
         ImageDataset(converted, use_labels=True)
     assert ImageDataset(converted).num_images == 5  # of no matter without labels
+
+
+@pytest.mark.parametrize(("index", "label", "said"), [
+    (5, 3, r"label 3 for 00000/img00000005\.png but 3 classes"),
+    (4, -1, r"label of 00000/img00000004\.png is -1, not an integer >= 0"),
+    (4, "cat", r"img00000004\.png is 'cat', not an integer >= 0"),
+    (4, None, r"no label for 00000/img00000004\.png"),
+])
+def test_labels_out_of_range_or_missing(converted, index, label, said):
+    def change(files):
+        content = json.loads(files["dataset.json"])
+        content["labels"][index][1] = label
+        content["labels"] = [pair for pair in content["labels"] if pair[1] is not None]
+        files["dataset.json"] = json.dumps(content).encode()
+
+    rewrite(converted, change)
+    with pytest.raises(UserError, match=said):
+        ImageDataset(converted, use_labels=True)
+
+
+def test_two_labels_for_one_image_and_classes_that_are_no_names(converted):
+    def change(key, value):
+        def put(files):
+            content = json.loads(files["dataset.json"])
+            files["dataset.json"] = json.dumps({**content, key: value(content[key])}).encode()
+
+        rewrite(converted, put)
+
+    change("labels", lambda labels: [*labels, labels[2]])
+    with pytest.raises(UserError, match=r"two labels for 00000/img00000002\.png"):
+        ImageDataset(converted, use_labels=True)
+    change("labels", lambda labels: labels[:-1])
+    assert ImageDataset(converted, use_labels=True).label_dim == 3
+    change("classes", lambda _: 3)
+    with pytest.raises(UserError, match=r"'classes' in dataset\.json must be a list of names"):
+        ImageDataset(converted, use_labels=True)
+    change("classes", lambda _: ["a", "b", "c", "d"])  # one of them without an image
+    assert ImageDataset(converted, use_labels=True).label_dim == 4
 
 
 def test_a_damaged_image_is_named(converted):

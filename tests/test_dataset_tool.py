@@ -40,7 +40,7 @@ def tool(source, dest, *flags):
     result = CliRunner().invoke(dataset_tool.main, args)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.exit_code, "\n".join(line for line in result.output.splitlines() if "img/s]" not in line)
+    return result.exit_code, "\n".join(line.rpartition("img/s]")[2] for line in result.output.splitlines())
 
 
 def refused(source, dest, *flags):
@@ -73,7 +73,7 @@ def save(img, path, **options):
     img.save(path, **options)
 
 
-def read_set(path):
+def read_set(path, mode="RGB"):
     """Arrays and dataset.json of a converted zip or folder."""
     if path.is_dir():
         files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
@@ -84,7 +84,7 @@ def read_set(path):
     images = {}
     for name, data in files.items():
         with Image.open(io.BytesIO(data)) as img:
-            assert (img.format, img.mode) == ("PNG", "RGB")
+            assert (img.format, img.mode) == ("PNG", mode)
             images[name] = np.array(img)
     return images, meta
 
@@ -192,6 +192,67 @@ def test_transforms_crop_pad_and_letterbox(tmp_path):
     assert (wide[48:] == 0).all()
     assert (wide[16:48, 16:48] == GREEN).all()  # 96x48 is kept of 96x64
     assert (wide[16:48, :8] == RED).all()
+
+
+@pytest.mark.parametrize(("size", "kept"), [("64x32", (96, 48)), ("32x64", (32, 64)), ("32", (64, 64))])
+def test_center_crop_takes_the_shape_of_the_resolution(tmp_path, size, kept):
+    picture = noise(96, height=64)
+    save(picture, tmp_path / "in" / "a.png")
+    code, output = tool(tmp_path / "in", tmp_path / "o.zip", "--resolution", size, "--transform", "center-crop")
+    width, height = (int(side) for side in (size.split("x") * 2)[:2])
+    assert code == 0
+    assert f"1 image of {width}x{height}, no labels" in output
+    left, top = (96 - kept[0]) // 2, (64 - kept[1]) // 2
+    part = picture.crop((left, top, left + kept[0], top + kept[1]))
+    expected = part.resize((width, height), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(read_set(tmp_path / "o.zip")[0]["00000/img00000000.png"], np.array(expected))
+
+
+@pytest.mark.parametrize(("source", "size", "place"), [
+    ((64, 64), "128x64", (32, 0, 96, 64)),
+    ((64, 64), "64x128", (0, 32, 64, 96)),
+    ((192, 48), "128x64", (0, 16, 128, 48)),
+])
+def test_pad_fills_up_to_the_shape_of_the_resolution(tmp_path, source, size, place):
+    save(Image.new("RGB", source, RED), tmp_path / "in" / "a.png")
+    flags = ("--resolution", size, "--transform", "pad", "--background", "#1edc1e")
+    assert tool(tmp_path / "in", tmp_path / "o.zip", *flags)[0] == 0
+    expected = Image.new("RGB", tuple(int(side) for side in size.split("x")), GREEN)
+    expected.paste(RED, place)
+    np.testing.assert_array_equal(read_set(tmp_path / "o.zip")[0]["00000/img00000000.png"], np.array(expected))
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64)])
+def test_two_to_one_sources_need_no_flags(tmp_path, size):
+    picture = noise(size[0], height=size[1])
+    save(picture, tmp_path / "in" / "a.png")
+    assert tool(tmp_path / "in", tmp_path / "o.zip")[0] == 0
+    np.testing.assert_array_equal(read_set(tmp_path / "o.zip")[0]["00000/img00000000.png"], np.array(picture))
+    # A transform without --resolution makes squares, of these too.
+    assert tool(tmp_path / "in", tmp_path / "p.zip", "--transform", "center-crop")[0] == 0
+    assert read_set(tmp_path / "p.zip")[0]["00000/img00000000.png"].shape == (32, 32, 3)
+
+
+def test_grey_is_the_luma_of_the_colour_set(tmp_path):
+    save(noise(100, height=64), tmp_path / "in" / "colour.png")
+    values = Image.fromarray(np.arange(2048, dtype=np.int64).reshape(32, 64).astype(np.uint8))
+    save(values, tmp_path / "in" / "grey.png")
+    flags = ("--resolution", "64x32", "--transform", "pad", "--background", "navy")
+    assert tool(tmp_path / "in", tmp_path / "rgb.zip", *flags)[0] == 0
+    code, output = tool(tmp_path / "in", tmp_path / "grey.zip", *flags, "--color", "grey")
+    assert code == 0
+    assert "2 images of 64x32, grey, no labels" in output
+    colour, meta = read_set(tmp_path / "rgb.zip")
+    grey, grey_meta = read_set(tmp_path / "grey.zip", "L")
+    assert grey_meta == meta
+    for name, img in colour.items():
+        np.testing.assert_array_equal(grey[name], np.array(Image.fromarray(img).convert("L")))
+    np.testing.assert_array_equal(grey["00000/img00000001.png"], np.array(values))  # no loss
+    # A grey set converts on: to grey unchanged, by default to colour.
+    assert tool(tmp_path / "grey.zip", tmp_path / "again.zip", "--color", "grey")[0] == 0
+    assert all((read_set(tmp_path / "again.zip", "L")[0][name] == grey[name]).all() for name in grey)
+    assert tool(tmp_path / "grey.zip", tmp_path / "back.zip")[0] == 0
+    assert all((read_set(tmp_path / "back.zip")[0][name] == grey[name][:, :, None]).all() for name in grey)
 
 
 def test_small_images_are_enlarged_and_counted(tmp_path):
@@ -330,9 +391,21 @@ def test_size_errors_say_what_to_add(tmp_path):
     assert "add --resolution=64" in refused(folder, dest)
     save(noise(48, height=32), folder / "a.png")
     assert "a.png is 48x32, not square: add --transform=center-crop or" in refused(folder, dest, "--resolution", 32)
+    assert "a.png is 48x32, not 2:1: add --transform=center-crop or" in refused(folder, dest, "--resolution", "64x32")
+    assert "a.png is 48x32, not 1:2: add --transform=center-crop or" in refused(folder, dest, "--resolution", "32x64")
+    line = refused(folder, dest)
+    assert "a.png is 48x32, neither square nor 2:1 or 1:2: add --transform=center-crop or --transform=pad, with" in line
+    assert "--resolution=64x32" in line
     save(noise(64), folder / "a.png")
     save(noise(32), folder / "b.png")
-    assert "b.png would be 32x32, but others 64x64: add --resolution=32" in refused(folder, dest)
+    assert "b.png would be 32x32, but others 64x64: add --resolution=32." in refused(folder, dest)
+    save(noise(64, height=32), folder / "b.png")
+    line = refused(folder, dest)
+    assert "b.png would be 64x32, but others 64x64: add --resolution=32 --transform=center-crop." in line
+    save(noise(128, height=64), folder / "a.png")
+    assert "b.png would be 64x32, but others 128x64: add --resolution=64x32." in refused(folder, dest)
+    save(noise(50, height=100), folder / "a.png")
+    assert "its short side not a power of two from 32 to 1024: add --resolution=32x64." in refused(folder, dest)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +415,13 @@ def test_size_errors_say_what_to_add(tmp_path):
         (("--resolution", "16"), "power of two"),
         (("--resolution", "2048"), "power of two"),
         (("--resolution", "64by64"), "WIDTHxHEIGHT"),
-        (("--resolution", "64x32"), "center-crop-wide"),
+        (("--resolution", "1024x4096"), "exactly twice it, for example 1024x2048."),
+        (("--resolution", "96x32"), "exactly twice it, for example 64x32."),
+        (("--resolution", "100x50"), "exactly twice it, for example 64x32."),
+        (("--resolution", "64x0"), "exactly twice it, for example 64x32; only --transform=center-crop-wide"),
+        (("--resolution", "64x48"), "for example 32; only --transform=center-crop-wide takes others."),
+        (("--resolution", "64x48", "--transform", "pad"), "center-crop-wide"),
+        (("--resolution", "48x24", "--transform", "center-crop-wide"), "the width must be a power of two"),
         (("--resolution", "64x128", "--transform", "center-crop-wide"), "height"),
         (("--transform", "center-crop-wide"), "needs --resolution"),
         (("--background", "octarine"), "#rrggbb"),
@@ -457,6 +536,10 @@ def test_mnist_is_padded_to_32(tmp_path):
     assert [label for _, label in meta["labels"]] == [3, 1, 0, 2]
     img = images["00000/img00000002.png"]
     assert img.shape == (32, 32, 3)
+    assert tool(images_path, tmp_path / "grey.zip", "--color", "grey")[0] == 0
+    grey, grey_meta = read_set(tmp_path / "grey.zip", "L")
+    assert grey_meta == meta
+    np.testing.assert_array_equal(grey["00000/img00000002.png"], img[:, :, 0])
     np.testing.assert_array_equal(img[2:30, 2:30], digits[2][:, :, None].repeat(3, axis=2))
     assert img[:2].max() == img[:, 30:].max() == 0
     with gzip.open(tmp_path / "train-labels-idx1-ubyte.gz", "wb") as file:

@@ -24,7 +24,7 @@ from metrics.inception import build_inception, load_inception
 from metrics.kid import _draw, _sums_at_once, _sums_by_subset, kernel_distance, polynomial_kernel
 from metrics.names import parse_metrics
 from metrics.registry import References, evaluate, write_records
-from metrics.retrieval import retrieval_rank, retrieval_ranks
+from metrics.retrieval import derangement, retrieval_rank, retrieval_ranks, retrieval_similarity
 from metrics.table import format_table
 
 DIM = 12
@@ -187,6 +187,36 @@ def test_retrieval_rank() -> None:
     assert retrieval_ranks(reals[:3], torch.ones(7, 16), [0, 1, 2]).tolist() == [4, 4, 4]
 
 
+def test_retrieval_similarity_against_loops() -> None:
+    reals, fakes = vectors(9, 6, 0, shift=30.0).double(), vectors(5, 6, 1, shift=30.0).double()
+    indices = [3, 0, 8, 3, 5]
+    other = derangement(9).tolist()
+
+    def mean_cosine(partners: list[int]) -> float:
+        centre = reals.numpy().mean(0)
+        pairs = [(f - centre, reals[i].numpy() - centre) for f, i in zip(fakes.numpy(), partners, strict=True)]
+        return float(np.mean([u @ v / np.linalg.norm(u) / np.linalg.norm(v) for u, v in pairs]))
+
+    found = retrieval_similarity(fakes, reals, indices)
+    assert found == pytest.approx({"similarity": mean_cosine(indices),
+                                   "shuffled": mean_cosine([other[i] for i in indices])}, rel=1e-9)
+    copies = retrieval_similarity(reals, reals, range(9))
+    assert copies["similarity"] == pytest.approx(1)
+    assert copies["shuffled"] < 0.5
+    # A generator that ignores its condition is as near to any image as to its own.
+    ignoring = retrieval_similarity(fakes[:1].expand(9, -1), reals, range(9))
+    assert ignoring["similarity"] == pytest.approx(ignoring["shuffled"], abs=1e-12)
+
+
+def test_derangement() -> None:
+    for count in (2, 3, 50):
+        other = derangement(count)
+        assert sorted(other.tolist()) == list(range(count))
+        assert (other != torch.arange(count)).all()
+        assert torch.equal(other, derangement(count))
+    assert len(set((derangement(50) - torch.arange(50)).tolist())) > 10  # no shift: sets are sorted
+
+
 # Names.
 
 
@@ -271,6 +301,25 @@ def test_sizes_may_differ_within_a_set(detector: Detector, tmp_path: Path) -> No
     assert [tuple(b.shape) for b in images.batches(range(5), batch_size=2)] == [
         (2, 3, 24, 24), (1, 3, 24, 24), (2, 3, 40, 40)]
     assert set_features(images, detector, FeatureCache(None, pytest.fail)).features.shape == (5, DIM)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 32), (24, 12)])
+def test_grey_counts_as_three_equal_channels(detector: Detector, size: tuple[int, int]) -> None:
+    grey = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 1, *size), dtype=np.uint8))
+    colour = grey.repeat(1, 3, 1, 1)
+    expected = detector(colour)
+    torch.testing.assert_close(detector(grey), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        expected, detector(resize_images(colour, 8).round().byte()), rtol=0, atol=1)  # squeezed into the square
+    read = set_features(from_tensor(grey, "grey"), detector, FeatureCache(None, pytest.fail))
+    torch.testing.assert_close(read.features, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(collect(grey.split(4), detector, [6]).features, expected, rtol=1e-6, atol=1e-6)
+    mixed = ImageSet("mixed", "0", 12, lambda i: grey[i // 2] if i % 2 else colour[i // 2])
+    both = set_features(mixed, detector, FeatureCache(None, pytest.fail)).features
+    torch.testing.assert_close(both[::2], both[1::2], rtol=1e-6, atol=1e-6)
+    (record,) = evaluate("fid_full", lambda n: [colour[:n]], from_tensor(grey, "grey"), detector=detector)
+    assert record["results"]["fid_full"] == pytest.approx(0, abs=1e-6)
+    assert record["copying"]["fake_median_distance"] == pytest.approx(0, abs=1e-6)
 
 
 def test_more_images_than_are_kept(detector: Detector, tmp_path: Path) -> None:
@@ -373,6 +422,14 @@ def test_lite2_is_the_default_and_not_ds_own() -> None:
     check_not_own("efficientnet_lite2", "tf_efficientnet_lite0")
     with pytest.raises(UserError, match="tf_efficientnet_lite2 itself"):
         check_not_own("efficientnet_lite2", "tf_efficientnet_lite2")
+    check_not_own("efficientnet_lite2", "tf_efficientnet_lite0", "resnet50")
+    check_not_own("efficientnet_lite2")
+    with pytest.raises(UserError, match=r"tf_efficientnet_lite2 itself, .*; use --detector inception"):
+        check_not_own("efficientnet_lite2", "tf_efficientnet_lite0", "tf_efficientnet_lite2")
+    with pytest.raises(UserError, match=r"inception_v3.fid itself, .*; use --detector efficientnet_lite2"):
+        check_not_own("inception", "tf_efficientnet_lite0", "inception_v3.fid")
+    with pytest.raises(UserError, match=r"inception_v3 itself, .*; no detector is left"):
+        check_not_own("inception", "tf_efficientnet_lite2", "inception_v3")
     with pytest.raises(UserError, match="--weights w: efficientnet_lite2 brings its own"):
         load_detector("efficientnet_lite2", "w")
     with pytest.raises(UserError, match="--detector vgg: choose"):
@@ -485,11 +542,16 @@ def test_evaluate_retrieval(detector: Detector) -> None:
     order = [(k + 7) % 25 for k in range(25)]
     (used,) = evaluate("retrieval", lambda n: [real[order]], reals, detector=detector, refs=refs)
     (unused,) = evaluate("retrieval", lambda n: [real[:1].repeat(n, 1, 1, 1)], reals, detector=detector, refs=refs)
+    shuffled = used["results"].pop("retrieval_shuffled")
     assert used["results"] == pytest.approx(
-        {"retrieval_median_rank": 1, "retrieval_chance": 13, "retrieval_ratio": 1 / 13})
+        {"retrieval_median_rank": 1, "retrieval_chance": 13, "retrieval_ratio": 1 / 13, "retrieval_similarity": 1})
+    assert abs(shuffled) < 0.3
     assert unused["results"]["retrieval_ratio"] == 1
-    with pytest.raises(UserError, match="--ref IMAGES"):
-        evaluate("retrieval", lambda n: [real], reals, detector=detector)
+    assert unused["results"]["retrieval_similarity"] == pytest.approx(unused["results"]["retrieval_shuffled"])
+    one = References(from_tensor(real[:1], "one"), lambda k: 0)
+    for given in (None, one):
+        with pytest.raises(UserError, match="network with instance conditions and --ref IMAGES with 2 images or more"):
+            evaluate("retrieval", lambda n: [real], reals, detector=detector, refs=given)
 
 
 def test_evaluate_refuses_what_cannot_be_measured(detector: Detector) -> None:

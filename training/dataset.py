@@ -19,17 +19,20 @@ import torch
 from PIL import Image
 
 from dnnlib import UserError
-from dnnlib.conversion import is_valid_resolution, suggest_resolution
 from dnnlib.images import ImageSource, decode, open_source
-from dnnlib.labels import read_labels
+from dnnlib.labels import read_classes, read_labels
+from dnnlib.sizes import format_size, is_valid_size, suggest_resolution
 
 CACHE_LIMIT_BYTES = 2 << 30
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-_PNG_RGB8 = b"\x08\x02"  # bit depth 8, colour type RGB
+_PNG_CHANNELS = {b"\x08\x02": 3, b"\x08\x00": 1}  # bit depth 8, colour type RGB or grey
 
 
-def conversion_command(path: Path, flags: str = "", resolution: int | None = None) -> str:
-    """The `dataset_tool.py` command line that converts `path`, writing beside it under a free name."""
+def conversion_command(path: Path, flags: str = "", resolution: str | None = None) -> str:
+    """The `dataset_tool.py` command line that converts `path`, writing beside it under a free name.
+
+    resolution: as the flag takes it, ``64`` or ``128x64``.
+    """
     stem = path.name.split(".")[0] or "dataset"
     stem = f"{stem}-{resolution}" if resolution else f"{stem}-converted"
     dest = path.with_name(f"{stem}.zip")
@@ -48,8 +51,8 @@ class _DecodedCache:
     fills up. Spawned processes start with an empty cache of their own.
     """
 
-    def __init__(self, count: int, side: int) -> None:
-        self.shape = (count, 3, side, side)
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        self.shape = (count, *shape)
         self._map()
 
     def _map(self) -> None:
@@ -74,7 +77,7 @@ class _DecodedCache:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """A folder or zip of square RGB PNGs of one power-of-two size, as `dataset_tool.py` writes it.
+    """A folder or zip of PNGs of one size and kind, square or 2:1, RGB or grey, as `dataset_tool.py` writes it.
 
     path        folder or zip
     use_labels  read class labels from its dataset.json; they must be complete
@@ -82,8 +85,9 @@ class ImageDataset(torch.utils.data.Dataset):
     max_images  use a fixed random subset of this size (seed 0; a smaller one is part of a larger one)
     cache       keep decoded images in memory if the set takes at most 2 GiB
 
-    Attributes: `name`, `resolution`, `num_images` (files used), `names` (of these files), `label_dim` (0 without
-    labels), `labels` (int64 [num_images] or None), `fingerprint`. `UserError` if the set isn't
+    Attributes: `name`; `shape` = (channels, H, W); `channels`, 3 or 1; `resolution`, the short side; `aspect`, H and
+    W in multiples of it: (1, 1), (1, 2) wide or (2, 1) tall; `num_images` (files used), `names` (of these files),
+    `label_dim` (0 without labels), `labels` (int64 [num_images] or None), `fingerprint`. `UserError` if the set isn't
     converted (the message holds the command that does it), or its labels are absent or don't fit.
     """
 
@@ -102,27 +106,30 @@ class ImageDataset(torch.utils.data.Dataset):
         if max_images is not None and max_images < 1:
             raise UserError(f"{path}: the number of images to use must be at least 1, not {max_images}.")
         self._source = _open_set(self.path)
-        self.resolution = _check_converted(self._source)
+        self.shape = _check_converted(self._source)
+        self.channels, height, width = self.shape
+        self.resolution = min(height, width)
+        self.aspect = (height // self.resolution, width // self.resolution)
         self.names = _subset(self._source.names, max_images)
         self.num_images = len(self.names)
         self.labels: np.ndarray | None = None
         self.label_dim = 0
         if use_labels:
             self.labels, self.label_dim = self._read_labels()
-        size = self.num_images * 3 * self.resolution**2
-        self._cache = _DecodedCache(self.num_images, self.resolution) if cache and size <= CACHE_LIMIT_BYTES else None
+        size = self.num_images * math.prod(self.shape)
+        self._cache = _DecodedCache(self.num_images, self.shape) if cache and size <= CACHE_LIMIT_BYTES else None
 
     def _read_labels(self) -> tuple[np.ndarray, int]:
-        content = self._source.json() or {}
+        content = self._source.json()
         labels = read_labels(content, self._source.names, self.path)
         if labels is None:
             raise UserError(
                 f"{self.path} has no class labels: convert again from a folder that has one subfolder per class, with "
                 "`python dataset_tool.py --source=FOLDER --dest=SET.zip --labels=folders`, or train without labels."
             )
-        classes = content.get("classes")
+        classes = read_classes(content, labels, self.path)
         # A subset may lack the last classes of its set: their number comes from the whole.
-        dim = max(max(labels.values()) + 1, len(classes) if isinstance(classes, list) else 0)
+        dim = max(labels.values()) + 1 if classes is None else len(classes)
         return np.array([labels[name] for name in self.names], np.int64), dim
 
     @cached_property
@@ -148,20 +155,21 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.num_images * (2 if self.mirror else 1)
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 [3, R, R] of file number `index`, unflipped. `UserError` if the file is damaged."""
+        """uint8 [channels, H, W] of file number `index`, unflipped. `UserError` if the file is damaged."""
         found = self._cache.get(index) if self._cache is not None else None
         if found is not None:
             return found
         name = self.names[index]
-        img = decode(self._source.read(name), f"{self.path}: {name}").transpose(2, 0, 1)
-        if img.shape != (3, self.resolution, self.resolution):
+        # The three channels of a decoded grey image are equal.
+        img = decode(self._source.read(name), f"{self.path}: {name}").transpose(2, 0, 1)[: self.channels]
+        if img.shape != self.shape:
             raise UserError(f"{self.path}: {name} does not decode to its size; convert the set again.")
         if self._cache is not None:
             self._cache.put(index, img)
         return img
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        """(uint8 [3, R, R], label or -1, index); indices from `num_images` on are the flipped images."""
+        """(uint8 [channels, H, W], label or -1, index); indices from `num_images` on are the flipped images."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of a data set of {len(self)}")
         file_index = index % self.num_images
@@ -185,29 +193,34 @@ def _subset(names: list[str], count: int | None) -> list[str]:
     return sorted(names[i] for i in np.random.RandomState(0).permutation(len(names))[:count])
 
 
-def _check_converted(source: ImageSource) -> int:
-    """The resolution of a converted set, from its files' headers; `UserError` with the remedy for others."""
-    first: tuple[int, int] | None = None
+def _check_converted(source: ImageSource) -> tuple[int, int, int]:
+    """(channels, H, W) of a converted set, from its files' headers; `UserError` with the remedy for others."""
+    first: tuple[int, int, int] | None = None
     for name in source.names:
         head = source.read(name, 26)
-        size = (int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
-        if not head.startswith(_PNG_START) or head[24:26] != _PNG_RGB8:
-            why = f"{name} is not an 8-bit RGB PNG"
-        elif size[0] != size[1] or not is_valid_resolution(size[0]):
-            why = f"{name} is {size[0]}x{size[1]}, not square with a power of two from 32 to 1024"
-        elif size != (first or size):
+        width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        shape = (_PNG_CHANNELS.get(head[24:26], 0), height, width)
+        if not head.startswith(_PNG_START) or not shape[0]:
+            why = f"{name} is not an 8-bit RGB or grey PNG"
+        elif not is_valid_size(width, height):
+            why = f"{name} is {width}x{height}, not square or 2:1 with a power of two from 32 to 1024 as its short side"
+        elif shape != (first or shape):
             assert first is not None
-            why = f"{name} is {size[0]}x{size[1]}, but {source.names[0]} is {first[0]}x{first[1]}"
+            why = f"{name} is {_describe(shape)}, but {source.names[0]} is {_describe(first)}"
         else:
-            first = size
+            first = shape
             continue
         raise UserError(f"{source.path} must be converted first ({why}): {_suggest(source)}")
     assert first is not None
-    return first[0]
+    return first
+
+
+def _describe(shape: tuple[int, int, int]) -> str:
+    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'RGB'}"
 
 
 def _suggest(source: ImageSource) -> str:
-    """The conversion command for a raw set, judged by up to 200 images spread over it."""
+    """The conversion command for a raw set, judged by up to 200 images spread over it: 2:1 only if all are."""
     sizes = []
     for name in source.names[:: max(len(source.names) // 200, 1)]:
         try:
@@ -217,5 +230,10 @@ def _suggest(source: ImageSource) -> str:
             continue
     if not sizes:
         raise UserError(f"{source.path} contains no readable image.")
+    short = suggest_resolution(statistics.median(min(size) for size in sizes))
+    if all(width == 2 * height for width, height in sizes):
+        return conversion_command(source.path, resolution=format_size(2 * short, short))
+    if all(height == 2 * width for width, height in sizes):
+        return conversion_command(source.path, resolution=format_size(short, 2 * short))
     flags = " --transform=center-crop" if any(width != height for width, height in sizes) else ""
-    return conversion_command(source.path, flags, suggest_resolution(statistics.median(min(size) for size in sizes)))
+    return conversion_command(source.path, flags, format_size(short, short))
