@@ -28,6 +28,7 @@ KINDS = {
     "gan": "a generator checkpoint (network-snapshot-*.pkl of train.py)",
     "ldm": "a latent diffusion checkpoint (network-snapshot-*.pkl of ldm/train.py)",
     "latents": "a latent file (of ldm/sample.py)",
+    "prior": "a prior over latents (of gen_images.py --save-source)",
     "stats": "a cache of feature statistics",
 }
 
