@@ -68,7 +68,7 @@ MANIFEST: dict[str, Weights] = {
 
 
 class Backbone(nn.Module):
-    """A frozen network for images ``[N, 3, H, W]`` in [-1, 1], H and W at least 32.
+    """A frozen network for images ``[N, 3, H, W]`` (or grey, ``[N, 1, H, W]``) in [-1, 1], H and W at least 32.
 
     Always in evaluation mode, without parameter gradients; gradients flow to the image. It is shared by
     its users, who keep it in a plain list so that it stays out of their state dicts and optimizers, and it
@@ -116,6 +116,8 @@ class Backbone(nn.Module):
             x = x.float()
         if self.scale.device != x.device or self.scale.dtype != x.dtype:
             self.to(device=x.device, dtype=x.dtype)
+        if x.shape[1] == 1:
+            x = x.expand(-1, 3, -1, -1)
         return x if self._identity else x * self.scale + self.shift
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -127,6 +129,14 @@ class Backbone(nn.Module):
         """``[N, feature_dim]``: global average of the maps in front of the classifier."""
         maps = self.net.forward_features(self._prepare(x))
         return self.net.forward_head(maps, pre_logits=True)
+
+    def last_map(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, feature_dim, ⌈H/32⌉, ⌈W/32⌉]``: what `pooled` averages."""
+        maps = self.net.forward_features(self._prepare(x))
+        if maps.shape[1] != self.feature_dim:
+            raise UserError(f"Backbone {self.name} widens its features after pooling; for maps use "
+                            f"{', '.join(MANIFEST)}.")
+        return maps
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """``[N, classes]``: what the classifier says."""

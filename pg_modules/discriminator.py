@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,21 @@ from torch import nn
 from dnnlib import UserError
 from pg_modules.backbones import Backbone, load_backbone
 from pg_modules.diffaug import diffaug, parse_policy
-from pg_modules.layers import Embedding, SNConv2d, resize_map
+from pg_modules.layers import (
+    INSTANCE,
+    LABEL,
+    TIME,
+    ConditionProjection,
+    SNConv2d,
+    freeze_blocks,
+    resize_map,
+    split_parts,
+    with_time,
+)
 from pg_modules.projector import Projector
 
 # Output channels of the down-blocks of a head with all four; heads with fewer have the last ones.
 LADDER = (64, 128, 256, 512)
-EMBED_DIM = 128
 CMAP_DIM = 64
 OFFICIAL_MIN_SIZE = 224
 
@@ -45,39 +55,44 @@ class DownBlock(nn.Sequential):
 class Head(nn.Module):
     """One mini-discriminator: down-blocks to about 8×8 pixels, then a valid 4×4 convolution to logits.
 
-    With labels the last convolution has 64 outputs, which are projected on the embedded label.
+    With c the last convolution has 64 outputs, which are projected on the embedded c. With labels alone that is the
+    whole logit, as in the official code; with other parts a logit of its own is added (IC-GAN; DISP, Eq. 1).
     """
 
-    def __init__(self, in_channels: int, size: int, nominal: int, c_dim: int, separable: bool, width: float) -> None:
+    def __init__(self, in_channels: int, size: tuple[int, int], nominal: int, c_parts: Mapping[str, int],
+                 separable: bool, width: float) -> None:
         super().__init__()
-        count = down_blocks(nominal, size)
+        count = down_blocks(nominal, min(size))
         ladder = [max(8, round(channels * width / 8) * 8) for channels in LADDER[len(LADDER) - count:]]
         channels = [in_channels, *ladder]
         self.down = nn.Sequential(*(DownBlock(channels[i], channels[i + 1], separable) for i in range(count)))
-        kernel = min(4, size >> count)
-        self.cls = SNConv2d(channels[-1], CMAP_DIM if c_dim else 1, kernel, bias=False)
-        self.num_logits = ((size >> count) - kernel + 1) ** 2
-        if c_dim:
-            self.embed = Embedding(c_dim, EMBED_DIM)
-            self.embed_proj = nn.Linear(EMBED_DIM, CMAP_DIM)
+        kernel = min(4, min(size) >> count)
+        self.c_parts = dict(c_parts)
+        self.own_logit = set(c_parts) != {LABEL}
+        self.cls = SNConv2d(channels[-1], (CMAP_DIM if c_parts else 0) + self.own_logit, kernel, bias=False)
+        self.num_logits = math.prod((side >> count) - kernel + 1 for side in size)
+        if c_parts:
+            self.project = ConditionProjection(c_parts, CMAP_DIM)
 
     def forward(self, x: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        """``[N, in, S, S]`` to logits ``[N, num_logits]``."""
+        """``[N, in, H, W]`` to logits ``[N, num_logits]``."""
         x = self.cls(self.down(x))
-        if c is not None:
-            cmap = F.leaky_relu(self.embed_proj(self.embed(c)), 0.2)
-            x = (x * cmap[:, :, None, None]).sum(dim=1) / math.sqrt(CMAP_DIM)
-        return x.flatten(1)
+        if not self.c_parts:
+            return x.flatten(1)
+        logits = (x[:, :CMAP_DIM] * self.project(c)[:, :, None, None]).sum(dim=1) / math.sqrt(CMAP_DIM)
+        return (logits + x[:, -1] if self.own_logit else logits).flatten(1)
 
 
 class ProjectedDiscriminator(nn.Module):
     """Augmentation, resize, frozen features, random projection, heads.
 
-    img_resolution  side of the images
-    c_dim           width of the condition vector, 0 for none
+    img_resolution  short side of the images
+    img_channels    1 or 3; grey images are shown to the network in three equal channels
+    aspect          height and width of the images in multiples of the short side
+    c_parts         widths of the parts of the condition vector by name, None or {} for none
     h_channels      channels of the noised representation that every head sees beside its map, 0 for none
     backbone        name of a network of `pg_modules.backbones`
-    input_size      side that the network sees; None = at least 224, as in the official code
+    input_size      short side that the network sees; None = at least 224, as in the official code
     cout, expand, proj_type  of the `Projector`
     num_discs       heads, from the finest scale on
     separable       separable convolutions in the heads
@@ -89,16 +104,20 @@ class ProjectedDiscriminator(nn.Module):
     The backbone is frozen and known by its hash, so it is no part of the state dict.
     """
 
-    def __init__(self, img_resolution: int, c_dim: int = 0, h_channels: int = 0,
+    def __init__(self, img_resolution: int, img_channels: int = 3, aspect: Sequence[int] = (1, 1),
+                 c_parts: Mapping[str, int] | None = None, h_channels: int = 0,
                  backbone: str = "tf_efficientnet_lite0", input_size: int | None = None, cout: int = 64,
                  expand: bool = True, proj_type: int = 2, num_discs: int = 4, separable: bool = False,
                  width: float = 1.0, diffaug: str = "color,translation,cutout", official_zero_pass: bool = False,
                  backbone_weights: str | None = None) -> None:
         super().__init__()
-        self.img_resolution, self.c_dim, self.h_channels = img_resolution, c_dim, h_channels
-        self.input_size = max(img_resolution, OFFICIAL_MIN_SIZE) if input_size is None else input_size
-        if self.input_size < 32:
-            raise UserError(f"The discriminator needs images of at least 32 pixels, not {self.input_size}.")
+        self.c_parts, self.h_channels = dict(c_parts or {}), h_channels
+        assert set(self.c_parts) <= {LABEL, INSTANCE, TIME}, self.c_parts
+        self.img_channels = img_channels
+        input_size = max(img_resolution, OFFICIAL_MIN_SIZE) if input_size is None else input_size
+        if input_size < 32:
+            raise UserError(f"The discriminator needs images of at least 32 pixels, not {input_size}.")
+        self.input_size = (input_size * aspect[0], input_size * aspect[1])
         parse_policy(diffaug)
         self.diffaug = diffaug
         # In a list, so that it is not registered: weights of others don't belong into every checkpoint.
@@ -106,9 +125,10 @@ class ProjectedDiscriminator(nn.Module):
         self.projector = Projector(self.backbone.channels, cout, expand, proj_type)
         if not 1 <= num_discs <= len(self.backbone.channels):
             raise ValueError(f"num_discs is 1 to {len(self.backbone.channels)}, not {num_discs}")
-        sizes = self.projector.output_sizes(self.backbone.map_sizes(self.input_size))
+        heights, widths = (self.projector.output_sizes(self.backbone.map_sizes(side)) for side in self.input_size)
         self.heads = nn.ModuleList(
-            Head(self.projector.channels[k] + h_channels, sizes[k], 4 - k, c_dim, separable, width)
+            Head(self.projector.channels[k] + h_channels, (heights[k], widths[k]), 4 - k, self.c_parts, separable,
+                 width)
             for k in range(num_discs))
 
     @property
@@ -121,42 +141,68 @@ class ProjectedDiscriminator(nn.Module):
         """Logits per image, of all heads together."""
         return sum(head.num_logits for head in self.heads)  # type: ignore[misc]
 
-    def prepare(self, img: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Augments images ``[N, 3, R, R]`` and resizes them to the backbone's input."""
-        img = diffaug(img, self.diffaug, generator)
-        if img.shape[-1] == self.input_size:
-            return img
-        # The filter widens when shrinking, as a plain bilinear look-up would skip pixels.
-        return F.interpolate(img, (self.input_size, self.input_size), mode="bilinear", align_corners=False,
-                             antialias=img.shape[-1] > self.input_size)
+    def prepare(self, img: torch.Tensor, generator: torch.Generator | None, augment: bool = True) -> torch.Tensor:
+        """Augments images ``[N, C, H, W]``."""
+        return diffaug(img, self.diffaug, generator) if augment else img
+
+    def maps(self, img: torch.Tensor, generator: torch.Generator | None = None,
+             d_noise: Any = None) -> list[torch.Tensor]:
+        """Projected maps of images, with the noise that `d_noise` adds in front of and behind the projection."""
+        if img.shape[1] == 1:
+            img = img.expand(-1, 3, -1, -1)
+        if tuple(img.shape[2:]) != self.input_size:
+            # The filter widens when shrinking, as a plain bilinear look-up would skip pixels.
+            img = F.interpolate(img, self.input_size, mode="bilinear", align_corners=False,
+                                antialias=img.shape[-1] > self.input_size[-1])
+        features = self.backbone.features(img)
+        if d_noise is None:
+            return self.projector(features)
+        return d_noise.last(self.projector(d_noise.first(features, generator)), generator)
 
     def judge(self, maps: Sequence[torch.Tensor], c: torch.Tensor | None = None,
               h: torch.Tensor | None = None) -> torch.Tensor:
         """Logits ``[N, num_logits]`` from projected maps; conditions as in `forward`."""
-        c = self._check_c(c)
+        split_parts(c, self.c_parts)  # one clear error instead of one from every head
         if (h.shape[1] if h is not None else 0) != self.h_channels:
             raise ValueError(f"the discriminator takes h with {self.h_channels} channels, "
                              f"not {0 if h is None else h.shape[1]}")
-        logits = []
-        for head, x in zip(self.heads, maps, strict=False):
-            if h is not None:
-                side = (x.shape[2], x.shape[3])
-                x = torch.cat([x, resize_map(h, side).expand(-1, -1, *side).to(x.dtype)], dim=1)
-            logits.append(head(x, c))
+        logits = [head(self._with_h(x, h), c) for head, x in zip(self.heads, maps, strict=False)]
         return torch.cat(logits, dim=1)
 
+    @staticmethod
+    def _with_h(x: torch.Tensor, h: torch.Tensor | None) -> torch.Tensor:
+        """A map with h, resized, concatenated: what the draft calls the input of D_cls."""
+        if h is None:
+            return x
+        side = (x.shape[2], x.shape[3])
+        return torch.cat([x, resize_map(h, side).expand(-1, -1, *side).to(x.dtype)], dim=1)
+
     def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, h: torch.Tensor | None = None,
-                generator: torch.Generator | None = None) -> torch.Tensor:
-        """Logits ``[N, num_logits]`` for images ``[N, 3, R, R]`` in [-1, 1].
+                generator: torch.Generator | None = None, d_noise: Any = None, augment: bool = True) -> torch.Tensor:
+        """Logits ``[N, num_logits]`` for images ``[N, C, H, W]`` in [-1, 1].
 
-        ``c [N, c_dim]`` (None or zero-width where c_dim is 0); ``h [N, h_channels, H, W]`` of any size, resized
-        bilinearly to each head's map; `generator`: CPU source of the augmentations, needed unless diffaug is "".
-        Raises ValueError when a condition or the generator is missing or not expected.
+        ``c [N, c_dim]`` without its time part (None or zero-width where c_dim is 0); ``h [N, h_channels, H', W']`` of
+        any size, resized bilinearly to each head's map; `generator`: CPU source of augmentations and noise, needed
+        unless there are none; `d_noise`: a `training.d_noise.base.DNoise` or None; `augment`: False shows the image as
+        it is. Raises ValueError when a condition or the generator is missing or not expected.
         """
-        return self.judge(self.projector(self.backbone.features(self.prepare(img, generator))), c, h)
+        img, time = self.prepare(img, generator, augment), None
+        if d_noise is not None:
+            img, time = d_noise.image(img, generator)
+        return self.judge(self.maps(img, generator, d_noise), with_time(c, time), h)
 
-    def _check_c(self, c: torch.Tensor | None) -> torch.Tensor | None:
-        width = 0 if c is None else c.shape[1]
-        if width != self.c_dim:
-            raise ValueError(f"the discriminator takes a condition vector of width {self.c_dim}, not {width}")
-        return c if self.c_dim else None
+    def features(self, img: torch.Tensor) -> torch.Tensor:
+        """``[N, D]``: what the heads see in front of their last convolution, averaged over space (no condition h).
+
+        Self-Conditioned GAN clusters these. ValueError for a discriminator that needs h.
+        """
+        if self.h_channels:
+            raise ValueError("features of images without h are undefined for this discriminator")
+        trunks = [head.down(x) for head, x in zip(self.heads, self.maps(img), strict=False)]  # type: ignore[operator]
+        return torch.cat([trunk.mean(dim=(2, 3)) for trunk in trunks], dim=1)
+
+    def freeze(self, count: int) -> None:
+        """Stops training the first `count` down-blocks of every head (FreezeD); UserError if no head has as many."""
+        most = max(len(head.down) for head in self.heads)  # type: ignore[arg-type]
+        for head in self.heads:
+            freeze_blocks(list(head.down), count, most)  # type: ignore[arg-type]

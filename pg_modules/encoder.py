@@ -1,7 +1,7 @@
-"""The feature extractor f of DIC-GAN, in four forms.
+"""The feature extractor f: four forms of DIC-GAN's, and the plain frozen features of IC-GAN and DISP.
 
-All map images [N, 3, R, R] in [-1, 1] to instance latents f [N, C, H, W] (a vector is a 1×1 map) with a
-root mean square of 1 per sample, which fixes the signal-to-noise ratio (1 − σ²)/σ² of h. Trained by the
+All map images [N, C, H, W] in [-1, 1] to instance latents f [N, C', H', W'] (a vector is a 1×1 map). Those of DIC-GAN
+have a root mean square of 1 per sample, which fixes the signal-to-noise ratio (1 − σ²)/σ² of h. Trained by the
 generator's gradient alone, f tends to collapse; every form but the constant control is therefore kept
 whitened: by fixed statistics of the data set (frozen), or by running ones (head, joint).
 """
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dnnlib import UserError
-from pg_modules.backbones import load_backbone
+from pg_modules.backbones import Backbone, load_backbone
 
 
 def rms_normalize(f: torch.Tensor) -> torch.Tensor:
@@ -84,54 +84,109 @@ class Whitening(nn.Module):
             return F.conv2d(x.float() - self.mean[:, None, None], weight[:, :, None, None])
 
 
-class FrozenEncoder(Encoder):
-    """f = whitened principal components of a frozen network's pooled features; nothing is trained."""
+class Backboned(Encoder):
+    """An encoder that looks at images through a frozen network of `pg_modules.backbones`."""
 
     trainable = False
+
+    def __init__(self, latent_shape: Sequence[int], img_resolution: int, backbone: str, weights: str | None,
+                 input_size: int | None) -> None:
+        """img_resolution: short side of the images. weights: file for a network outside the manifest.
+
+        input_size: short side that images are resized to for the network; None = their own, at least 128.
+        """
+        super().__init__(latent_shape)
+        self.input_size = input_size or max(img_resolution, 128)
+        # In a list, so that the network's weights stay out of the checkpoint: the manifest pins them.
+        self._backbone = [load_backbone(backbone, weights)]
+        most = self.backbone.map_sizes(self.input_size)[-1]
+        if min(self.latent_shape[1:]) > most:
+            shape = "x".join(map(str, latent_shape))
+            raise UserError(f"--latent {shape}: at {self.input_size} px the frozen network's map has a side of {most}; "
+                            f"use --latent Cx{most}x{most} or smaller, or --encoder joint.")
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen network."""
+        return self._backbone[0]
+
+    def resized(self, img: torch.Tensor) -> torch.Tensor:
+        """img at the network's input size, the aspect ratio kept."""
+        short = min(img.shape[2:])
+        if short == self.input_size:
+            return img
+        height, width = (side * self.input_size // short for side in img.shape[2:])
+        return F.interpolate(img, size=(height, width), mode="bilinear", antialias=True)
+
+    def grid(self, img: torch.Tensor) -> torch.Tensor:
+        """img → last features [N, D, H, W] of the frozen network, averaged over the cells of f's grid; float32."""
+        net = self.backbone.to(img.device)
+        _, height, width = self.latent_shape
+        if (height, width) == (1, 1):
+            return net.pooled(self.resized(img)).float()[:, :, None, None]
+        return F.adaptive_avg_pool2d(net.last_map(self.resized(img)).float(), (height, width))
+
+
+class FeatureEncoder(Backboned):
+    """Pooled features of a frozen network, of length 1: the instances of IC-GAN and the prior C(x) of DISP."""
+
+    normalization = "unit"
+
+    def __init__(self, img_resolution: int, backbone: str = "tf_efficientnet_lite0", weights: str | None = None,
+                 input_size: int | None = None) -> None:
+        """As `Backboned`; the width of f is the network's."""
+        super().__init__((load_backbone(backbone, weights).feature_dim, 1, 1), img_resolution, backbone, weights,
+                         input_size)
+
+    def normalize(self, f: torch.Tensor) -> torch.Tensor:
+        return F.normalize(f, dim=1)
+
+    def fit(self, images: Iterable[torch.Tensor]) -> None:
+        """Nothing depends on the data."""
+
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return self.normalize(self.grid(img))
+
+
+class FrozenEncoder(Backboned):
+    """f = whitened principal components of a frozen network's features, pooled or on a grid; nothing is trained."""
+
     mean: torch.Tensor
     projection: torch.Tensor
 
-    def __init__(self, latent_shape: Sequence[int], img_resolution: int,
-                 backbone: str = "tf_efficientnet_lite0", input_size: int | None = None) -> None:
-        """input_size: side that images are resized to for the network; None = their own, at least 128."""
-        super().__init__(latent_shape)
-        if self.latent_shape[1:] != (1, 1):
-            raise UserError(
-                f"--latent {'x'.join(map(str, latent_shape))}: the frozen encoder gives vectors; "
-                "use --latent C, or --encoder joint or head for maps."
-            )
-        self.input_size = input_size or max(img_resolution, 128)
-        # In a list, so that the network's weights stay out of the checkpoint: the manifest pins them.
-        self._backbone = [load_backbone(backbone)]
-        self.register_buffer("mean", torch.zeros(self._backbone[0].feature_dim))
-        self.register_buffer("projection", torch.zeros(self.latent_shape[0], self._backbone[0].feature_dim))
-
-    def pooled(self, img: torch.Tensor) -> torch.Tensor:
-        """img [N, 3, R, R] → pooled features [N, D] of the frozen network, float32."""
-        if img.shape[-1] != self.input_size:
-            img = F.interpolate(img, size=(self.input_size,) * 2, mode="bilinear", antialias=True)
-        return self._backbone[0].to(img.device).pooled(img).float()
+    def __init__(self, latent_shape: Sequence[int], img_resolution: int, backbone: str = "tf_efficientnet_lite0",
+                 weights: str | None = None, input_size: int | None = None) -> None:
+        """As `Backboned`."""
+        super().__init__(latent_shape, img_resolution, backbone, weights, input_size)
+        self.register_buffer("mean", torch.zeros(self.backbone.feature_dim))
+        self.register_buffer("projection", torch.zeros(self.latent_shape[0], self.backbone.feature_dim))
 
     @torch.no_grad()
     def fit(self, images: Iterable[torch.Tensor]) -> None:
-        features = torch.cat([self.pooled(img) for img in images]).double()
+        features = torch.cat([self.grid(img).movedim(1, -1).flatten(0, -2) for img in images]).double()
         dims = self.latent_shape[0]
         if len(features) <= dims:
             raise UserError(
                 f"--latent {dims}: the data set has {len(features)} images (flips included), "
                 f"too few to whiten {dims} dimensions; use --latent {max(2, len(features) // 4)} or more images."
             )
+        if dims > features.shape[1]:
+            raise UserError(f"--latent {dims}: {self.backbone.name} has {features.shape[1]} features only.")
         mean = features.mean(0)
-        # Singular vectors of the centred features are the principal axes; signs are fixed for repeatability.
-        _, scales, axes = torch.linalg.svd(features - mean, full_matrices=False)
-        axes = axes[:dims] * torch.where(axes[:dims].sum(1, keepdim=True) < 0, -1.0, 1.0)
-        deviations = scales[:dims, None] / (len(features) - 1) ** 0.5
+        centred = features - mean
+        # Eigenvectors of the covariance are the principal axes; signs are fixed for repeatability.
+        variances, axes = torch.linalg.eigh(centred.T @ centred / (len(features) - 1))
+        variances, axes = variances.flip(0)[:dims], axes.T.flip(0)[:dims]
+        axes = axes * torch.where(axes.sum(1, keepdim=True) < 0, -1.0, 1.0)
         self.mean.copy_(mean)
-        self.projection.copy_(axes / deviations.clamp_min(1e-8))
+        self.projection.copy_(axes / variances[:, None].clamp_min(1e-16).sqrt())
+
+    def components(self, img: torch.Tensor) -> torch.Tensor:
+        """The whitened components [N, C, H, W] of an image."""
+        return F.conv2d(self.grid(img) - self.mean[:, None, None], self.projection[:, :, None, None])
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
-        f = (self.pooled(img) - self.mean) @ self.projection.T
-        return self.normalize(f[:, :, None, None])
+        return self.normalize(self.components(img))
 
 
 class HeadEncoder(FrozenEncoder):
@@ -139,11 +194,11 @@ class HeadEncoder(FrozenEncoder):
 
     trainable = True
 
-    def __init__(self, latent_shape: Sequence[int], img_resolution: int,
-                 backbone: str = "tf_efficientnet_lite0", input_size: int | None = None, hidden: int = 256) -> None:
-        """hidden: width of the correction, which starts at zero."""
-        super().__init__(latent_shape, img_resolution, backbone, input_size)
-        features = self._backbone[0].feature_dim
+    def __init__(self, latent_shape: Sequence[int], img_resolution: int, backbone: str = "tf_efficientnet_lite0",
+                 weights: str | None = None, input_size: int | None = None, hidden: int = 256) -> None:
+        """As `Backboned`; hidden: width of the correction, which starts at zero."""
+        super().__init__(latent_shape, img_resolution, backbone, weights, input_size)
+        features = self.backbone.feature_dim
         last = nn.Linear(hidden, self.latent_shape[0])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -152,34 +207,39 @@ class HeadEncoder(FrozenEncoder):
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            pooled = self.pooled(img)
-            components = (pooled - self.mean) @ self.projection.T
-        f = components + self.correction(pooled - self.mean)
-        return self.normalize(self.whitening(f[:, :, None, None]))
+            grid = self.grid(img) - self.mean[:, None, None]
+            components = F.conv2d(grid, self.projection[:, :, None, None])
+        f = components + self.correction(grid.movedim(1, -1)).movedim(-1, 1)
+        return self.normalize(self.whitening(f))
 
 
 class JointEncoder(Encoder):
     """The draft's form: a convolutional encoder from scratch, trained with the generator."""
 
-    def __init__(self, latent_shape: Sequence[int], img_resolution: int, channels: int = 32) -> None:
-        """channels: width at full resolution; it doubles with every halving of the side, up to 256."""
+    def __init__(self, latent_shape: Sequence[int], img_resolution: int, img_channels: int = 3,
+                 aspect: Sequence[int] = (1, 1), channels: int = 32) -> None:
+        """img_resolution, aspect: short side of the images, and both sides in multiples of it.
+
+        channels: width at full resolution; it doubles with every halving of the side, up to 256.
+        """
         super().__init__(latent_shape)
-        _, height, width = self.latent_shape
-        if height != width or height & (height - 1) or height > img_resolution:
+        height, width = self.latent_shape[1:]
+        short = min(height, width)
+        fits = (height, width) in ((1, 1), (short * aspect[0], short * aspect[1]))
+        if not fits or short & (short - 1) or short > img_resolution:
             raise UserError(
-                f"--latent {'x'.join(map(str, latent_shape))}: the side must be a power of two "
-                f"up to the image's {img_resolution}."
+                f"--latent {'x'.join(map(str, latent_shape))}: the sides must be powers of two up to the image's "
+                f"{img_resolution}, in its proportions ({aspect[0]}:{aspect[1]}) or 1x1."
             )
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1), nn.SiLU()]
+        layers: list[nn.Module] = [nn.Conv2d(img_channels, channels, 3, padding=1), nn.SiLU()]
         # Strided down to 4 px, then averaged: a 1×1 latent sees the whole image.
         side = img_resolution
-        while side > max(height, 4):
+        while side > max(short, 4):
             wider = min(2 * channels, 256)
             layers += [nn.Conv2d(channels, wider, 4, stride=2, padding=1, bias=False),
                        nn.GroupNorm(8, wider), nn.SiLU()]
             channels, side = wider, side // 2
-        if side > height:
-            layers.append(nn.AvgPool2d(side // height))
+        layers.append(nn.AdaptiveAvgPool2d((height, width)))
         layers.append(nn.Conv2d(channels, self.latent_shape[0], 1))
         self.layers = nn.Sequential(*layers)
         self.whitening = Whitening(self.latent_shape[0])

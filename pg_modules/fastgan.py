@@ -1,8 +1,8 @@
-"""FastGAN generator (Liu et al. 2021) as Projected GAN uses it, with labels and instance latents as conditions."""
+"""FastGAN generator (Liu et al. 2021), as published and as Projected GAN uses it, on any condition."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,17 @@ import dnnlib
 from dnnlib import UserError
 from pg_modules.layers import (
     ConditionalNorm,
-    Embedding,
     NoiseInjection,
     NoiseSource,
     SNConv2d,
     SNConvTranspose2d,
     SNUpConv2d,
+    VectorEmbedding,
+    embed_condition,
     normalize_second_moment,
     resize_map,
 )
-from pg_modules.modulation import Modulation
+from pg_modules.modulation import Modulation, modulate_h
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 
@@ -34,15 +35,15 @@ SKIPS = {64: 4, 128: 8, 256: 16, 512: 32}
 
 
 class InitLayer(nn.Module):
-    """z to a 4×4 map: spectrally normalised transposed convolution, batch norm, gated linear unit."""
+    """z to a map of 4×4 pixels times the aspect: SN transposed convolution, batch norm, gated linear unit."""
 
-    def __init__(self, z_dim: int, channels: int) -> None:
+    def __init__(self, z_dim: int, channels: int, aspect: Sequence[int]) -> None:
         super().__init__()
-        self.conv = SNConvTranspose2d(z_dim, channels * 2, 4, bias=False)
+        self.conv = SNConvTranspose2d(z_dim, channels * 2, (4 * aspect[0], 4 * aspect[1]), bias=False)
         self.norm = nn.BatchNorm2d(channels * 2)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """``[N, z_dim]`` to ``[N, channels, 4, 4]``."""
+        """``[N, z_dim]`` to ``[N, channels, 4·aspect]``."""
         return F.glu(self.norm(self.conv(z[:, :, None, None])), dim=1)
 
 
@@ -96,51 +97,80 @@ class Generator(nn.Module):
     """FastGAN and FastGAN-lite, 32 to 1024 px, conditioned on nothing, ``c``, ``h`` or both.
 
     z_dim         width of the noise z
-    c_dim         width of the condition vector, 0 for none
-    img_resolution  side of the image, a power of two from 32 to 1024
+    c_parts       widths of the parts of c by name (`pg_modules.layers.VectorEmbedding`), None or {} for no c
+    instance_dim  width of the embedding of an instance feature in c
+    h_channels    channels of the noised representation h, 0 for none; then ``h`` and ``sigma`` are needed by `forward`
+                  and pass through `Modulation` (DIC-GAN, Eq. 6) into the normalisation of every up-block
+    sigma_input   the network is told σ, which differs between samples
+    encoder       None, or the nested spec (``class_name`` and options) of the network f that makes latents of images
+    img_resolution  short side of the image, a power of two from 32 to 1024
     img_channels  channels of the image
+    aspect        height and width in multiples of the short side
     ngf           width multiplier; 128 is official
     lite          one convolution per block, no noise
-    encoder       None, or the nested spec (``class_name`` and options) of the network f that makes ``f`` and has
-                  ``latent_shape`` (C, H, W); then ``h`` and ``sigma`` are needed by `forward` and pass through
-                  `Modulation` (DIC-GAN, Eq. 6) into the normalisation of every up-block
+    original      as published before Projected GAN: weights from N(0, 0.02), tanh, and a second, smaller image (`pair`)
     """
 
-    def __init__(self, z_dim: int = 256, c_dim: int = 0, img_resolution: int = 256, img_channels: int = 3,
-                 ngf: int = 128, lite: bool = False, encoder: Mapping[str, Any] | None = None) -> None:
+    has_mapping = False
+
+    def __init__(self, z_dim: int = 256, c_parts: Mapping[str, int] | None = None, instance_dim: int = 512,
+                 h_channels: int = 0, sigma_input: bool = False, encoder: Mapping[str, Any] | None = None,
+                 img_resolution: int = 256, img_channels: int = 3, aspect: Sequence[int] = (1, 1), ngf: int = 128,
+                 lite: bool = False, original: bool = False) -> None:
         super().__init__()
         if img_resolution not in RESOLUTIONS:
             raise UserError(f"FastGAN makes images of side {', '.join(map(str, RESOLUTIONS))}, not {img_resolution}; "
                             "convert the data set with dataset_tool.py --resolution.")
-        self.z_dim, self.c_dim = z_dim, c_dim
-        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.z_dim, self.img_resolution, self.img_channels = z_dim, img_resolution, img_channels
+        self.c_dim = sum((c_parts or {}).values())
         self.encoder: Any = None if encoder is None else dnnlib.construct(encoder)  # an Encoder, or None
-        h_channels = 0 if self.encoder is None else int(self.encoder.latent_shape[0])
-        self.modulation = Modulation(z_dim, h_channels) if self.encoder is not None else None
-        self.embed = Embedding(c_dim, z_dim) if c_dim else None
-        embed_dim = z_dim if c_dim else 0
+        self.modulation = Modulation(z_dim, h_channels, sigma_input=sigma_input) if h_channels else None
+        map_channels = 0 if self.modulation is None else self.modulation.out_channels
+        self.embed = VectorEmbedding(c_parts, z_dim, instance_dim) if c_parts else None
+        embed_dim = 0 if self.embed is None else self.embed.out_dim
 
         channels = {side: max(int(factor * ngf), 1) for side, factor in CHANNELS.items() if side <= img_resolution}
         sides = [side for side in channels if side > 4]
-        self.init = InitLayer(z_dim, channels[4])
+        self.init = InitLayer(z_dim, channels[4], aspect)
         self.blocks = nn.ModuleDict({
-            str(side): UpBlock(channels[side // 2], channels[side], lite, embed_dim, h_channels) for side in sides})
+            str(side): UpBlock(channels[side // 2], channels[side], lite, embed_dim, map_channels) for side in sides})
         self.skips = nn.ModuleDict({
             str(side): SkipExcitation(channels[SKIPS[side]], channels[side]) for side in sides if side in SKIPS})
         self.to_rgb = SNConv2d(channels[img_resolution], img_channels, 3, padding=1)
+        self.original = original
+        if original:
+            self.small_side = min(128, img_resolution // 2)
+            self.to_small = SNConv2d(channels[self.small_side], img_channels, 1)
+            for module in self.modules():
+                if isinstance(module, (SNConv2d, SNConvTranspose2d)):
+                    nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, z: torch.Tensor, c: torch.Tensor | None = None, h: torch.Tensor | None = None,
                 sigma: float | torch.Tensor | None = None, noise: NoiseSource | None = None) -> torch.Tensor:
-        """Images ``[N, img_channels, R, R]``, nominally in [-1, 1] and not clipped, in the type of z.
+        """Images ``[N, img_channels, H, W]``, nominally in [-1, 1] and not clipped, in the type of z.
 
-        ``z [N, z_dim]``, ``c [N, c_dim]`` (None or zero-width where c_dim is 0), ``h [N, C, H, W]`` with its noise
-        level `sigma` where the generator has an encoder. `noise`: source of per-pixel noise; None for none.
+        ``z [N, z_dim]``, ``c [N, c_dim]`` (None or zero-width where c_dim is 0), ``h [N, h_channels, H', W']`` with its
+        noise level `sigma` where the generator takes one. `noise`: source of per-pixel noise; None for none.
         Raises ValueError when a condition is missing or not expected.
         """
-        embed = self._embed(c)
-        h_hat = self._modulate(h, z, sigma)
+        return self._images(z, c, h, sigma, noise)[0]
+
+    def pair(self, z: torch.Tensor, c: torch.Tensor | None = None, h: torch.Tensor | None = None,
+             sigma: float | torch.Tensor | None = None,
+             noise: NoiseSource | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image of `forward` and a small one, whose short side is `small_side`; of an original FastGAN only."""
+        img, small = self._images(z, c, h, sigma, noise)
+        if small is None:
+            raise ValueError("only an original FastGAN makes a second image")
+        return img, small
+
+    def _images(self, z: torch.Tensor, c: torch.Tensor | None, h: torch.Tensor | None,
+                sigma: float | torch.Tensor | None,
+                noise: NoiseSource | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        embed = embed_condition(self.embed, c)
+        h_hat = modulate_h(self.modulation, h, z, sigma)
         x = self.init(normalize_second_moment(z))
-        gates = {4: x}
+        gates, small = {4: x}, None
         for name, block in self.blocks.items():
             side = int(name)
             x = block(x, embed, h_hat, noise)
@@ -148,20 +178,7 @@ class Generator(nn.Module):
                 x = self.skips[name](gates.pop(SKIPS[side]), x)
             if side in SKIPS.values():
                 gates[side] = x
-        return self.to_rgb(x).to(z.dtype)
-
-    def _embed(self, c: torch.Tensor | None) -> torch.Tensor | None:
-        width = 0 if c is None else c.shape[1]
-        if width != self.c_dim:
-            raise ValueError(f"the generator takes a condition vector of width {self.c_dim}, not {width}")
-        return None if self.embed is None else self.embed(c)
-
-    def _modulate(self, h: torch.Tensor | None, z: torch.Tensor,
-                  sigma: float | torch.Tensor | None) -> torch.Tensor | None:
-        if self.modulation is None:
-            if h is not None:
-                raise ValueError("the generator was built without an encoder and takes no h")
-            return None
-        if h is None or sigma is None:
-            raise ValueError("the generator is conditioned on h and needs h and sigma")
-        return self.modulation(h, z, sigma)
+            if self.original and side == self.small_side:
+                small = torch.tanh(self.to_small(x)).to(z.dtype)
+        img = self.to_rgb(x).to(z.dtype)
+        return (torch.tanh(img), small) if self.original else (img, None)

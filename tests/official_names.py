@@ -14,7 +14,7 @@ _GENERATOR = [
     (r"synthesis\.se_(\d+)\.main\.1\.(.+)", r"skips.\1.conv1.\2"),
     (r"synthesis\.se_(\d+)\.main\.3\.(.+)", r"skips.\1.conv2.\2"),
     (r"synthesis\.to_big\.(.+)", r"to_rgb.\1"),
-    (r"synthesis\.embed\.weight", r"embed.weight"),
+    (r"synthesis\.embed\.weight", r"embed.embeds.label.weight"),
     # conditional blocks
     (r"synthesis\.feat_(\d+)\.conv\.(.+)", r"blocks.\1.conv1.\2"),
     (r"synthesis\.feat_(\d+)\.bn\.stored_(mean|var)", r"blocks.\1.norm1.norm.running_\2"),
@@ -39,8 +39,8 @@ _DISCRIMINATOR = [
     (r"discriminator\.mini_discs\.(\d)\.main\.(\d)\.main\.1\.(.+)", r"heads.\1.down.\2.2.\3"),
     (r"discriminator\.mini_discs\.(\d)\.main\.\d\.(.+)", r"heads.\1.cls.\2"),
     (r"discriminator\.mini_discs\.(\d)\.cls\.(.+)", r"heads.\1.cls.\2"),
-    (r"discriminator\.mini_discs\.(\d)\.embed\.weight", r"heads.\1.embed.weight"),
-    (r"discriminator\.mini_discs\.(\d)\.embed_proj\.0\.(.+)", r"heads.\1.embed_proj.\2"),
+    (r"discriminator\.mini_discs\.(\d)\.embed\.weight", r"heads.\1.project.project.label.embed.weight"),
+    (r"discriminator\.mini_discs\.(\d)\.embed_proj\.0\.(.+)", r"heads.\1.project.project.label.linear.\2"),
 ]
 
 _BUFFERS = re.compile(r".*(weight_u|weight_v|running_mean|running_var|stored_mean|stored_var|num_batches_tracked)")

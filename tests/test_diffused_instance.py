@@ -159,7 +159,7 @@ def test_joint_encoder_gives_maps_and_gradients() -> None:
     assert encoder.layers[0].weight.grad is not None
     with pytest.raises(UserError, match="--latent"):
         JointEncoder((4, 6, 6), 32)
-    with pytest.raises(UserError, match="--latent"):
+    with pytest.raises(UserError, match="side of 4"):
         FrozenEncoder((4, 8, 8), 32)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from dnnlib import construct
 from pg_modules.layers import SNUpConv2d
 from pg_modules.projector import CrossScaleMixing
-from training.presets import resolve
+from training.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("FIXTURES") or ROOT.parent / "shared" / "fixtures")
@@ -40,7 +40,7 @@ def fixture(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 def build(kind: str, **options: Any) -> nn.Module:
     """The network under test, ``fastgan`` or ``projected_d``: a preset's, at the sizes of the fixture."""
     c_dim = options.pop("c_dim", 0)
-    data = {"resolution": options.pop("img_resolution"), "label_dim": c_dim}
+    data = {"resolution": options.pop("img_resolution"), "aspect": (1, 1), "channels": 3, "label_dim": c_dim}
     cfg = "fastgan_lite" if options.pop("lite", False) else "fastgan"
     overrides = {"cond": bool(c_dim), **(options if kind == "fastgan" else {})}
     config = resolve(cfg, overrides, data)
@@ -130,7 +130,7 @@ def test_parity_generator_own_fixture() -> None:
 def check_discriminator(data: dict[str, Any]) -> None:
     net = official_discriminator(data)
     img = data["image"].repeat_interleave(4, 2).repeat_interleave(4, 3).requires_grad_()
-    maps = net.projector(net.backbone.features(net.prepare(img, None)))
+    maps = net.maps(img)
     means, stds = (torch.stack([getattr(x, stat)() for x in maps]).detach() for stat in ("mean", "std"))
     assert ((means - data["feature_means"]).abs() < OUTPUT_TOLERANCE * data["feature_stds"]).all()
     torch.testing.assert_close(stds, data["feature_stds"], rtol=OUTPUT_TOLERANCE, atol=0)
