@@ -34,15 +34,16 @@ def measure(cfg: str, resolution: int, batch: int | None, steps: int) -> dict[st
     from training.conditioning.base import Batch
     from training.dataset import ImageDataset
     from training.loader import to_float
-    from training.presets import resolve
+    from training.preparation import prepare
+    from training.resolve import resolve
     from training.run_state import RunState
-    from training.training_loop import Trainer, prepare_latents
+    from training.training_loop import Trainer
 
     class RandomImages(ImageDataset):
         """64 fixed random pictures in memory."""
 
         def __init__(self) -> None:
-            self.num_images = 64
+            self.num_images, self.labels = 64, None
             rng = torch.Generator().manual_seed(0)
             self.images = torch.randint(0, 256, (64, 3, resolution, resolution), generator=rng, dtype=torch.uint8)
 
@@ -52,14 +53,15 @@ def measure(cfg: str, resolution: int, batch: int | None, steps: int) -> dict[st
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
             return self.images[index], -1, index
 
-    data = {"path": "", "name": "random", "resolution": resolution, "num_images": 64, "label_dim": 0, "fingerprint": ""}
+    data = {"path": "", "name": "random", "resolution": resolution, "aspect": (1, 1), "channels": 3, "num_images": 64,
+            "label_dim": 0, "fingerprint": ""}
     # A fixed sigma: random images have no neighbours for `auto` to find.
     sigma = 0.5 if cfg.startswith("dicgan") else None
     config = resolve(cfg, {"batch": batch, "batch_gpu": batch, "metrics": "none", "sigma": sigma}, data)
     size = config["run"]["batch"]
     config["run"]["batch_gpu"] = size
     run, dataset = RunState(config, torch.device("cpu")), RandomImages()
-    prepare_latents(run, dataset, fit=True, choose=True)
+    prepare(run, dataset, ROOT, fit=True, resumed=False)
     trainer = Trainer(run, dataset, ROOT, None)
     assert construct(config["run"]).batch == size
     seconds = []
@@ -67,7 +69,7 @@ def measure(cfg: str, resolution: int, batch: int | None, steps: int) -> dict[st
         indices = torch.arange(step * size, (step + 1) * size) % 64
         images = to_float(torch.stack([dataset[int(i)][0] for i in indices]))
         begun = time.perf_counter()
-        trainer.iteration(Batch(images, torch.full((size,), -1), indices), size)
+        trainer.iteration(Batch(images, torch.full((size,), -1), indices, indices), size)
         seconds.append(time.perf_counter() - begun)
     return {"img_per_sec": size / statistics.median(seconds[1:]),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0, "batch": size}

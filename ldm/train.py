@@ -137,7 +137,7 @@ def encode_dataset(gan: Any, dataset: Any, options: dict[str, Any]) -> LatentDat
     import torch
 
     from ldm.batches import LatentData
-    from training.sampling import encode_images
+    from training.sources import encode_images
 
     click.echo(f"Encoding {len(dataset)} images ({dataset.num_images} and their flips)…"
                if len(dataset) > dataset.num_images else f"Encoding {len(dataset)} images…")

@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, run_script
-from test_presets import CPU, TINY, assert_equal, data_facts, new_trainer, step
+from runs import CPU, assert_equal, new_trainer, open_set, step, tiny_config
 
 from dnnlib import UserError
 from torch_utils import checkpoint
 from training.dataset import ImageDataset
 from training.loader import EndlessSampler, batches
 from training.memory import fit_batch, try_step
-from training.presets import resolve
 from training.run_state import list_snapshots, load_state
 
 # A run of 30 steps on 80 images (flips included): 1.5 epochs.
@@ -154,9 +153,8 @@ def test_bad_flags_are_one_line(args: list[str], words: list[str], tiny_set: Pat
 
 
 def small_trainer(tiny_set: Path, tmp_path: Path, **changes: Any) -> tuple[Any, ImageDataset]:
-    dataset = ImageDataset(tiny_set, mirror=True)
-    overrides = {**TINY, "latent": (4, 1, 1), "sigma": 0.5, **changes}
-    return new_trainer(resolve("dicgan_demo", overrides, data_facts(dataset)), dataset, tmp_path), dataset
+    dataset = open_set(tiny_set, "dicgan_demo")
+    return new_trainer(tiny_config("dicgan_demo", dataset, **changes), dataset, tmp_path), dataset
 
 
 def test_nonfinite_loss_stops_before_the_weights(tiny_set: Path, tmp_path: Path) -> None:
@@ -175,12 +173,12 @@ def test_stop_gradient_of_eq_5(tiny_set: Path, tmp_path: Path) -> None:
     trainer, dataset = small_trainer(tiny_set, tmp_path, encoder="joint", info_weight=0.0)
     run = trainer.run
     batch = next(batches(dataset, 4, 0, 0, CPU, 0))
-    trainer.loss.generator_terms(batch, torch.Generator().manual_seed(0)).loss.backward()
+    trainer.run.loss.generator_terms(batch, torch.Generator().manual_seed(0)).loss.backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in run.G.encoder.parameters())
     run.G.zero_grad(set_to_none=True)
     original = run.G.modulation.forward
     run.G.modulation.forward = lambda h, z, sigma: original(h.detach(), z, sigma)
-    trainer.loss.generator_terms(batch, torch.Generator().manual_seed(0)).loss.backward()
+    trainer.run.loss.generator_terms(batch, torch.Generator().manual_seed(0)).loss.backward()
     assert all(p.grad is None for p in run.G.encoder.parameters())
 
 
@@ -192,12 +190,17 @@ def test_accumulated_gradients_weigh_images_equally(tiny_set: Path, tmp_path: Pa
 
 
 def test_order_of_images_is_a_function_of_seed_and_position(tiny_set: Path) -> None:
-    stream = iter(EndlessSampler(10, seed=1, start=0))
-    first = [next(stream) for _ in range(25)]
+    def drawn(start: int, count: int) -> list[int]:
+        stream = EndlessSampler(10, 1, seed=1, start=start)
+        places = list(itertools.chain.from_iterable(itertools.islice(stream, count)))
+        assert [place for _, _, place in places] == list(range(start, start + count))
+        assert all(real == origin for real, origin, _ in places)
+        return [real for real, _, _ in places]
+
+    first = drawn(0, 25)
     assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10))
     assert first[:10] != first[10:20]
-    later = iter(EndlessSampler(10, seed=1, start=7))
-    assert [next(later) for _ in range(18)] == first[7:]
+    assert drawn(7, 18) == first[7:]
     dataset = ImageDataset(tiny_set, mirror=True)
     for workers in (0, 2):
         batch = next(batches(dataset, 6, 3, 90, CPU, workers))
@@ -220,7 +223,7 @@ def test_image_that_breaks_during_training_is_named_in_one_line(workers: int, ti
 def test_batch_gpu_auto_fits_the_memory(tiny_set: Path, tmp_path: Path) -> None:
     trainer, _ = small_trainer(tiny_set, tmp_path)
     before = {k: v.clone() for k, v in trainer.run.G.state_dict().items()}
-    trial = try_step(trainer.run, trainer.loss)
+    trial = try_step(trainer.run)
     assert all(torch.equal(v, before[k]) for k, v in trainer.run.G.state_dict().items())
     assert all(p.grad is None for net in (trainer.run.G, trainer.run.D) for p in net.parameters())
     assert trial.bytes_per_image > 32 * 32 * 3 * 4

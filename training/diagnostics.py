@@ -60,29 +60,28 @@ class Diagnostics:
         return load_backbone("tf_efficientnet_lite2").to(self.device).pooled(img).float().cpu()
 
     def measure(self, gan: Gan, seed: int) -> dict[str, float]:
-        """Posterior perplexity, mean cosine and effective rank of f, and the median retrieval rank of x_i."""
+        """Posterior perplexity (DIC-GAN), mean cosine and effective rank of f, and the median retrieval rank of x_i."""
         f = encode(gan.G.encoder, self.dataset, self.indices, self.device)
         count = min(QUERIES, len(f))
-        sampler = Sampler(gan, references=f, labels=self._labels())
+        labels = gan.conditioning.labels_of(self.dataset)
+        sampler = Sampler(gan, references=f, labels=None if labels is None else [labels[i] for i in self.indices])
         fakes = self._features(torch.cat(list(sampler.images(range(count)))))
         ranks = retrieval_ranks(fakes, self.gallery, torch.arange(count))
+        values = {}
+        if sampler.sigma is not None:
+            values["Latent/perplexity"] = posterior_perplexity(f, sampler.sigma, generator(seed, "perplexity"))
         return {
-            "Latent/perplexity": posterior_perplexity(f, sampler.sigma, generator(seed, "perplexity")),
+            **values,
             "Latent/mean_cosine": mean_cosine(f),
             "Latent/effective_rank": effective_rank(f),
             "Latent/retrieval_rank": ranks.median().item(),
             "Latent/retrieval_chance": (len(f) + 1) / 2,
         }
 
-    def _labels(self) -> list[int] | None:
-        if self.dataset.labels is None:
-            return None
-        return [int(self.dataset.labels[i]) for i in self.indices]
-
 
 def collapse_warning(values: dict[str, float], encoder: str) -> str | None:
-    """One line with the remedy if f has collapsed; None for a healthy f or the constant control."""
-    if encoder.endswith("ConstantEncoder"):
+    """One line with the remedy if an f that can change has collapsed; None for a healthy f or the constant control."""
+    if encoder.endswith(("ConstantEncoder", "FeatureEncoder")):
         return None
     if values["Latent/mean_cosine"] < 0.9 and values["Latent/effective_rank"] > 2:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch_utils.rng import generator
 from torch_utils.stats import JsonLines
 from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics, collapse_warning
-from training.run_state import RunState
+from training.run_state import RunState, image_shape
 from training.sampling import Sampler, encode, grid, live_gan
 
 GRID = 64  # images of reals.png and fakes*.png
@@ -49,15 +50,13 @@ class RunLog:
         self.since_nimg = self.run.progress["cur_nimg"]
 
     def fakes(self, name: str | None = None) -> None:
-        """Grid of G_ema's samples: for the images of ``reals.png`` where G takes latents."""
+        """Grid of G_ema's samples: for the images (or classes) of ``reals.png`` where G is conditioned."""
         f = None
         if self.run.conditioning.uses_latents:
             f = encode(self.run.G_ema.encoder, self.dataset, self.grid_indices, self.run.device)
-        labels = None
-        if self.run.config["G"]["c_dim"]:
-            assert self.dataset.labels is not None
-            labels = [int(self.dataset.labels[i]) for i in self.grid_indices]
-        sampler = Sampler(live_gan(self.run, "this run"), references=f, labels=labels)
+        labels = self.run.conditioning.labels_of(self.dataset)
+        sampler = Sampler(live_gan(self.run, "this run"), references=f,
+                          labels=None if labels is None else [labels[i] for i in self.grid_indices])
         images = torch.cat(list(sampler.images(range(len(self.grid_indices)), 16)))
         save_grid(self.run_dir / (name or f"fakes{self.run.progress['cur_nimg'] // 1000:06d}.png"), images)
 
@@ -99,11 +98,10 @@ class RunLog:
                 f"time {format_time(progress['seconds']):<8s} left {format_time(max(left, 0)):<8s} img/s {rate:<6.1f} "
                 f"mem {format_bytes(memory)} G {record['Loss/G/loss']['mean']:+.2f} "
                 f"D {record['Loss/scores/real']['mean']:+.2f}/{record['Loss/scores/fake']['mean']:+.2f}")
-        if "Latent/perplexity" in record:
-            line += (f" | f: perplexity {record['Latent/perplexity']['mean']:.1f} "
-                     f"rank {record['Latent/effective_rank']['mean']:.1f} "
-                     f"retrieval {record['Latent/retrieval_rank']['mean']:.0f} "
-                     f"of chance {record['Latent/retrieval_chance']['mean']:.0f}")
+        shown = {"Latent/perplexity": "f: perplexity {:.1f}", "Latent/effective_rank": "f: rank {:.1f}",
+                 "Latent/retrieval_rank": "retrieval {:.0f}", "Latent/retrieval_chance": "of chance {:.0f}",
+                 "DNoise/T": "T {:.0f}", "ADA/p": "p {:.3f}"}
+        line += "".join(f" | {text.format(record[key]['mean'])}" for key, text in shown.items() if key in record)
         return line
 
     def metrics(self, values: dict[str, float]) -> None:
@@ -118,13 +116,14 @@ class RunLog:
 
 
 def save_grid(path: Path, images: torch.Tensor, columns: int = 8) -> None:
-    """uint8 [n, 3, R, R] as one PNG."""
+    """uint8 [n, C, H, W] as one PNG."""
     from PIL import Image
 
     from dnnlib import atomic_write
 
     with atomic_write(path) as file:
-        Image.fromarray(grid(images, columns)).save(file, format="png")
+        picture = grid(images, columns)
+        Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(file, format="png")
 
 
 def describe(run: RunState) -> str:
@@ -133,16 +132,19 @@ def describe(run: RunState) -> str:
         return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
 
     data, encoder = run.config["data"], run.config["G"]["encoder"]
+    channels, height, width = image_shape(run.config)
     lines = [
-        f"Data:    {data['path']}, {data['num_images']} images, {data['resolution']} px"
+        f"Data:    {data['path']}, {data['num_images']} images, {width}x{height} px{' grey' if channels == 1 else ''}"
         f"{', x-flips' if data['mirror'] else ''}{', labels' if data['use_labels'] else ''}",
         f"G:       {run.config['G']['class_name']}, {count(run.G)} parameters",
         f"D:       {run.config['D']['class_name']}, {count(run.D)} parameters (frozen network not counted)",
         f"Device:  {device_description(run.device)}, amp {run.config['loss']['amp']}",
     ]
     if encoder:
-        lines.insert(2, f"f:       {encoder['class_name']}, latent {'x'.join(map(str, encoder['latent_shape']))}, "
-                        f"sigma {run.config['conditioning']['sigma']}")
+        lines.insert(2, f"f:       {encoder['class_name']}, latent {'x'.join(map(str, run.G.encoder.latent_shape))}")
+    if run.config["conditioning"]["class_name"] != "training.conditioning.base.Conditioning":
+        shown = {key: value for key, value in run.config["conditioning"].items() if key != "encoder"}
+        lines.insert(3, f"Method:  {json.dumps(shown)}")
     return "\n".join(lines)
 
 

@@ -1,98 +1,52 @@
-"""The adversarial objective. Losses return tensors; the loop owns scaling, backward and steps."""
+"""The objective of Projected GAN, of everything that conditions it, and of DIC-GAN (Eq. 5)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from pg_modules.fastgan import Generator
 from torch_utils.device import autocast
 from training.conditioning.base import Batch, Condition, Conditioning
+from training.d_noise.base import DNoise
+from training.objective import Objective, Terms, scores
 
 
-class BatchNoise:
-    """Noise maps for a training step's generator pass, drawn in order from one generator."""
+class ProjectedGANLoss(Objective):
+    """Losses of Projected GAN (facts of its ``training/loss.py``); with h they are Eq. 5 of DIC-GAN.
 
-    def __init__(self, generator: torch.Generator, device: torch.device) -> None:
-        self.generator, self.device = generator, device
-
-    def __call__(self, n: int, height: int, width: int) -> torch.Tensor:
-        """Standard normal [n, 1, height, width]."""
-        return torch.randn(n, 1, height, width, generator=self.generator).to(self.device)
-
-
-@dataclass
-class Terms:
-    """One backward pass: the loss and what is logged of it (name → values)."""
-
-    loss: torch.Tensor
-    log: dict[str, torch.Tensor]
-
-
-class ProjectedGANLoss:
-    """Hinge losses of Projected GAN (facts of its ``training/loss.py``); with h they are Eq. 5 of DIC-GAN.
-
-    Eq. 5 is written with logarithms; as in the code base that the draft builds on, the hinge form is used:
+    Eq. 5 is written with logarithms; as in the code base that the draft builds on, the hinge form is the default:
     D: relu(1 − D(x_i, sg(h))) + relu(1 + D(G(z, h), sg(h))), G and f: −D(G(z, h), sg(h)).
     """
 
-    def __init__(self, G: Generator, D: nn.Module, conditioning: Conditioning, *,
-                 amp: str = "off", info_weight: float = 0.0) -> None:
-        """amp: ``off`` or ``bf16``, precision of the forward passes. info_weight: weight of `information`."""
-        self.G, self.D, self.conditioning = G, D, conditioning
-        self.amp, self.info_weight = amp, info_weight
+    def __init__(self, G: Any, D: nn.Module, conditioning: Conditioning, d_noise: DNoise, *,
+                 amp: str = "off", info_weight: float = 0.0, objective: str = "hinge",
+                 consistency: float = 0.0) -> None:
+        """consistency: weight of the consistency term (`_consistency`); 0 = off. The rest as `Objective`."""
+        super().__init__(G, D, conditioning, d_noise, amp=amp, info_weight=info_weight, objective=objective)
+        self.consistency = consistency
 
-    def _fake(self, condition: Condition, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return self.G(z, c=condition.c, h=condition.h, sigma=condition.sigma,
-                      noise=BatchNoise(generator, z.device))
+    def discriminator_terms(self, batch: Batch, rng: torch.Generator) -> list[Terms]:
+        condition, fake_condition, fake = self.conditions_and_fake(batch, rng)
+        return [self._side("fake", fake, fake_condition, rng), self._side("real", batch.img, condition, rng)]
 
-    def _z(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(len(batch.img), self.G.z_dim, generator=generator).to(batch.img.device)
-
-    def generator_terms(self, batch: Batch, generator: torch.Generator) -> Terms:
-        """The loss of G and f: they get gradient through h as G sees it, never as D sees it."""
-        z = self._z(batch, generator)
-        condition = self.conditioning.condition(batch, self.G, generator)
-        with autocast(z.device, self.amp):
-            fake = self._fake(condition, z, generator)
-            told = condition.detach()
-            logits = self.D(fake, c=told.c, h=told.h, generator=generator)
-        loss = -logits.float().mean()
-        log = {"Loss/G/loss": loss.detach()}
-        if self.info_weight:
-            info = self.information(fake, condition)
-            log["Loss/G/information"] = info.detach()
-            loss = loss + self.info_weight * info
+    def _side(self, kind: str, img: torch.Tensor, condition: Condition, rng: torch.Generator) -> Terms:
+        """D's loss on fakes or on reals, with the consistency term where that is on."""
+        logits = self.judge(img, condition, rng)
+        loss = self.adversarial.d_real(logits) if kind == "real" else self.adversarial.d_fake(logits)
+        if kind == "real":
+            self.d_noise.observe(logits.detach())
+        log = scores(kind, loss, logits)
+        if self.consistency:
+            term = self._consistency(img, logits, condition)
+            log[f"Loss/D/consistency_{kind}"] = term.detach()
+            loss = loss + self.consistency * term
         return Terms(loss, log)
 
-    def information(self, fake: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """1 − cosine between f(G(z, h)) and sg(f(x_i)): G is paid for saying what h says. Scalar."""
-        assert condition.f is not None
-        self.G.encoder.eval()  # running statistics of f follow real images only
-        with autocast(fake.device, self.amp):
-            seen = self.G.encoder(fake)
-        self.G.encoder.train()
-        return 1 - F.cosine_similarity(seen.float().flatten(1), condition.f.detach().flatten(1)).mean()
-
-    def discriminator_terms(self, batch: Batch, generator: torch.Generator) -> list[Terms]:
-        """The losses of D on fakes and on reals, each with its own backward pass; both are told the same h."""
-        z = self._z(batch, generator)
-        with torch.no_grad():
-            condition = self.conditioning.condition(batch, self.G, generator)
-            with autocast(z.device, self.amp):
-                fake = self._fake(condition, z, generator)
-        with autocast(z.device, self.amp):
-            fake_logits = self.D(fake, c=condition.c, h=condition.h, generator=generator).float()
-        fake_loss = F.relu(1 + fake_logits).mean()
-        with autocast(z.device, self.amp):
-            real_logits = self.D(batch.img, c=condition.c, h=condition.h, generator=generator).float()
-        real_loss = F.relu(1 - real_logits).mean()
-        return [
-            Terms(fake_loss, {"Loss/D/fake": fake_loss.detach(), "Loss/scores/fake": fake_logits.detach().mean(1),
-                              "Loss/signs/fake": fake_logits.detach().sign().mean(1)}),
-            Terms(real_loss, {"Loss/D/real": real_loss.detach(), "Loss/scores/real": real_logits.detach().mean(1),
-                              "Loss/signs/real": real_logits.detach().sign().mean(1)}),
-        ]
+    def _consistency(self, img: torch.Tensor, logits: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """‖D(T(x)) − D(x)‖² per logit: D should not notice the augmentation T (Zhang et al. 2020; as in DISP,
+        on reals and fakes, with DiffAug as T)."""
+        with autocast(img.device, self.amp):
+            plain = self.D(img, c=condition.c, h=condition.h, augment=False)
+        return (logits - plain.float()).square().mean()

@@ -10,8 +10,7 @@ import psutil
 import torch
 
 from training.conditioning.base import Batch
-from training.loss import ProjectedGANLoss
-from training.run_state import RunState
+from training.run_state import RunState, image_shape
 
 IMAGES = 2  # of the trial pass
 
@@ -25,21 +24,21 @@ def free_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a step costs per image: bytes that the graph of G's step keeps, and seconds for all passes."""
+    """What a step costs per image: bytes that the largest graph keeps, and seconds for all passes."""
 
     bytes_per_image: float
     seconds_per_image: float
 
 
-def try_step(run: RunState, loss: ProjectedGANLoss) -> Trial:
-    """Runs all passes of a step on two black images; weights, statistics and norms are as before afterwards."""
-    resolution = run.config["G"]["img_resolution"]
-    batch = Batch(img=torch.zeros(IMAGES, 3, resolution, resolution, device=run.device),
+def try_step(run: RunState) -> Trial:
+    """Runs all passes of a step on two black images; the run is as before afterwards."""
+    shape = image_shape(run.config)
+    batch = Batch(img=torch.zeros(IMAGES, *shape, device=run.device),
                   labels=torch.zeros(IMAGES, dtype=torch.int64, device=run.device),
-                  indices=torch.arange(IMAGES, device=run.device))
-    nets = (run.G, run.D)
-    before = [copy.deepcopy(net.state_dict()) for net in nets]
-    parameters = {p.data_ptr() for net in nets for p in net.parameters()}
+                  indices=torch.arange(IMAGES, device=run.device), draws=torch.arange(IMAGES))
+    stateful = (run.G, run.D, run.d_noise, run.loss)
+    before = [copy.deepcopy(part.state_dict()) for part in stateful]
+    parameters = {p.data_ptr() for net in (run.G, run.D) for p in net.parameters()}
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -50,16 +49,20 @@ def try_step(run: RunState, loss: ProjectedGANLoss) -> Trial:
 
     rng = torch.Generator().manual_seed(0)
     started = time.monotonic()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        terms = loss.generator_terms(batch, rng)
-    terms.loss.backward()
-    for part in loss.discriminator_terms(batch, rng):
-        part.loss.backward()
+    most = 0
+    for phase in run.loss.phases(step=1):  # without what is only due now and then
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            parts = phase.terms(batch, rng)
+        most = max(most, sum(kept.values()))
+        for part in parts:
+            part.loss.backward()
     seconds = time.monotonic() - started
-    for net, state in zip(nets, before, strict=True):
+    for part, state in zip(stateful, before, strict=True):
+        part.load_state_dict(state)
+    for net in (run.G, run.D):
         net.zero_grad(set_to_none=True)
-        net.load_state_dict(state)
-    return Trial(sum(kept.values()) / IMAGES, seconds / IMAGES)
+    return Trial(most / IMAGES, seconds / IMAGES)
 
 
 def fit_batch(batch: int, per_image: float, free: float) -> int:

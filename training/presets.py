@@ -1,37 +1,67 @@
 """The preset table: ``--cfg`` names a row, every other flag overrides one of its keys.
 
-A row lists what differs from `DEFAULTS`. `resolve` turns row, overrides and facts about the data set into
+A row lists what differs from `DEFAULTS`. `training.resolve` turns row, overrides and facts about the data set into
 the nested configuration that is validated, printed by ``--dry-run``, saved and stored in checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from dnnlib import UserError
 
 DEFAULTS: dict[str, Any] = {
     # Generator.
-    "generator": "fastgan",  # fastgan | fastgan_lite
+    "generator": "fastgan",  # fastgan | fastgan_lite | fastgan_original | stylegan2
     "z_dim": 256,
-    "ngf": 128,  # channels at 128 px; other resolutions scale with it
+    "ngf": 128,  # FastGAN's channels at 128 px; other resolutions scale with it
+    "w_dim": 128,  # StyleGAN2
+    "map_depth": 2,  # StyleGAN2's mapping layers
+    "cbase": 32768,  # StyleGAN2's channels times resolution
+    "cmax": 512,  # StyleGAN2's most channels
     # Conditioning.
-    "conditioning": "none",  # none | dicgan; labels come with cond
+    "conditioning": "none",  # none | cluster | selfcond | icgan | disp | dicgan; labels come with cond
     "cond": False,
-    "encoder": None,  # frozen | head | joint | constant
-    "latent": None,  # (C, H, W) of f
-    "f_input": None,  # side that a frozen network in f sees images at; None = native, at least 128
-    "sigma": None,  # number in [0, 1) or auto:PERPLEXITY
+    "features": "tf_efficientnet_lite0",  # frozen network of f and of clusters
+    "feature_weights": None,  # its file, for networks outside the manifest
+    "f_input": None,  # short side that it sees images at; None = native, at least 128
+    "instance_dim": 512,  # FastGAN: width of an embedded feature
+    "neighbors": None,  # icgan: k; None = 50 from 100,000 images on, 5 below
+    "clusters": None,  # cluster, selfcond: K
+    "recluster": None,  # selfcond: thousands of images between two clusterings
+    "encoder": None,  # dicgan: frozen | head | joint | constant
+    "latent": None,  # dicgan: (C, H, W) of f
+    "sigma": None,  # dicgan: number in [0, 1), auto:PERPLEXITY or uniform:MAX
+    "target": None,  # dicgan: paired | resampled
     "info_weight": 0.0,
     # Discriminator.
+    "discriminator": "projected",  # projected | fastgan | stylegan2, each with its objective
     "backbone": "tf_efficientnet_lite0",
-    "d_input": None,  # side that D resizes images to; None = 224 below 224 px, else native
+    "d_input": None,  # short side that D resizes images to; None = 224 below 224 px, else native
     "d_width": 1.0,  # factor on the heads' channels
+    "separable": False,  # separable convolutions in the heads
+    "ndf": 64,  # channels of the original FastGAN's D
     "diffaug": "color,translation,cutout",
+    "freeze_d": 0,  # FreezeD: blocks of D that aren't trained
+    # Noise in front of D.
+    "d_noise": "none",  # none | feature | pixel
+    "d_noise_at": "first",  # feature: first (backbone maps) | last (projected maps)
+    "d_noise_target": None,  # share of positive signs that T follows; None = 0.45 feature, 0.6 pixel
+    "d_noise_kimg": 100.0,  # thousands of images in which p could go from 0 to 1
+    "t_dist": "priority",  # priority | uniform
+    # Objective.
+    "objective": "hinge",  # hinge | nonsaturating | wasserstein
+    "consistency": 0.0,  # weight of the consistency between plain and augmented images
+    "reconstruction": 1.0,  # original FastGAN
+    "gamma": None,  # StyleGAN2-ADA's R1; None = 0.0002 · resolution² / batch
+    "pl_weight": 2.0,  # StyleGAN2-ADA's path length
+    "style_mixing": 0.9,  # StyleGAN2-ADA
+    "ada_target": 0.6,  # StyleGAN2-ADA
+    "ada_kimg": 500.0,  # StyleGAN2-ADA
     # Optimisation.
     "glr": 2e-4,
     "dlr": 2e-4,
+    "betas": (0.0, 0.99),
     "batch": 64,
     "batch_gpu": "auto",
     "amp": "off",  # off | bf16
@@ -52,114 +82,59 @@ DEFAULTS: dict[str, Any] = {
 }
 
 _DICGAN = {"conditioning": "dicgan", "encoder": "frozen", "latent": (16, 1, 1), "sigma": "auto:5",
-           "info_weight": 5.0, "mirror": True}
-# Settings of a first CPU study: thin blocks, small D input, few images per step, high learning rates.
-_DEMO = {"generator": "fastgan_lite", "ngf": 16, "f_input": 64, "d_input": 64, "d_width": 0.5, "glr": 5e-4, "dlr": 5e-4,
-         "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4, "metrics": "none", "mirror": True}
+           "target": "paired", "info_weight": 5.0, "mirror": True}
+_STYLEGAN2 = {"generator": "stylegan2", "z_dim": 64, "separable": True, "glr": 2e-3, "dlr": 2e-3}
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # Projected GAN (Sauer et al. 2021) and its generators.
     "fastgan": {},
     "fastgan_lite": {"generator": "fastgan_lite"},
+    "stylegan2": {**_STYLEGAN2},
+    # DIC-GAN.
     "dicgan": {**_DICGAN},
     "dicgan_lite": {"generator": "fastgan_lite", **_DICGAN},
-    "fastgan_demo": {**_DEMO},
-    "dicgan_demo": {**_DICGAN, **_DEMO},
+    # What it is compared with, on Projected GAN.
+    "icgan": {"conditioning": "icgan", "mirror": True},  # Casanova et al. 2021
+    "disp": {"conditioning": "disp", "instance_dim": 128, "mirror": True},  # DISP
+    "logogan": {"conditioning": "cluster", "clusters": 10},  # Sage et al. 2018
+    "selfcond": {"conditioning": "selfcond", "clusters": 10, "recluster": 25.0},  # Liu et al. 2020
+    "diffusiongan": {"d_noise": "feature"},  # Wang et al. 2023, in feature space
+    "diffusiongan_pixel": {"d_noise": "pixel"},  # the same on images, D is told the time
+    # Baselines with discriminators and objectives of their own.
+    # Liu et al. 2021.
+    "fastgan_original": {"generator": "fastgan_original", "discriminator": "fastgan", "diffaug": "color,translation",
+                         "betas": (0.5, 0.999), "batch": 8},
+    # Karras et al. 2020, with the numbers of the official "auto" configuration.
+    "stylegan2_ada": {**_STYLEGAN2, "discriminator": "stylegan2", "z_dim": 512, "w_dim": 512, "cbase": 16384,
+                      "objective": "nonsaturating", "glr": 2.5e-3, "dlr": 2.5e-3, "diffaug": "", "mirror": True},
 }
+
+# Size of a demo on a CPU, from a first study: thin blocks, small D input, few images per step, high learning rates.
+_DEMO = {"generator": "fastgan_lite", "ngf": 16, "f_input": 64, "d_input": 64, "d_width": 0.5, "glr": 5e-4, "dlr": 5e-4,
+         "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4, "metrics": "none", "mirror": True}
+_DEMO_OF_GENERATOR: dict[str, dict[str, Any]] = {
+    "fastgan_original": {"generator": "fastgan_original", "ndf": 16, "glr": 2e-4, "dlr": 2e-4, "batch": 8},
+    "stylegan2": {"generator": "stylegan2", "cbase": 2048, "cmax": 128, "w_dim": 128, "z_dim": 64, "glr": 2e-3,
+                  "dlr": 2e-3},
+}
+
+
+def _demo(row: dict[str, Any]) -> dict[str, Any]:
+    """The row at the size of a demo."""
+    small = {**row, **_DEMO, **_DEMO_OF_GENERATOR.get(row.get("generator", "fastgan"), {})}
+    if "recluster" in row:
+        small["recluster"] = 4.0
+    return small
+
+
+PRESETS |= {f"{cfg}_demo": _demo(row) for cfg, row in PRESETS.items() if not cfg.endswith("_lite")}
 
 
 def preset(cfg: str) -> dict[str, Any]:
     """The full row of a preset; `UserError` for an unknown name."""
+    if cfg.startswith(("biggan", "sngan")):
+        raise UserError(f"--cfg {cfg}: SNGAN and BigGAN backbones are not part of this version; choose one of "
+                        f"{', '.join(PRESETS)}.")
     if cfg not in PRESETS:
         raise UserError(f"--cfg {cfg}: unknown; choose one of {', '.join(PRESETS)}.")
     return {**DEFAULTS, **PRESETS[cfg]}
-
-
-def resolve(cfg: str, overrides: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested configuration of a run.
-
-    overrides: keys of `DEFAULTS`; None means "as the preset says". data: ``path, name, resolution,
-    num_images, label_dim, fingerprint`` of the data set. Raises `UserError` on combinations without meaning.
-    """
-    row = preset(cfg)
-    unknown = sorted(set(overrides) - set(row))
-    if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}.")
-    given = {key: value for key, value in overrides.items() if value is not None}
-    row.update(given)
-    _check_meaning(cfg, row, given, data)
-    return {
-        "cfg": cfg,
-        "G": _generator(row, data),
-        "D": {
-            "class_name": "pg_modules.discriminator.ProjectedDiscriminator",
-            "img_resolution": data["resolution"],
-            "c_dim": data["label_dim"] if row["cond"] else 0,
-            "h_channels": row["latent"][0] if row["encoder"] else 0,
-            "backbone": row["backbone"],
-            "input_size": row["d_input"],
-            "width": row["d_width"],
-            "diffaug": row["diffaug"],
-        },
-        "conditioning": _conditioning(row, data),
-        "loss": {"class_name": "training.loss.ProjectedGANLoss", "amp": row["amp"], "info_weight": row["info_weight"]},
-        # The official loop scales D's rate by 16/17 for a regulariser that it doesn't have; that is left out.
-        "optim": {"glr": row["glr"], "dlr": row["dlr"], "betas": [0.0, 0.99], "eps": 1e-8},
-        "data": {**data, "mirror": row["mirror"], "use_labels": row["cond"], "max_images": row["max_images"]},
-        "run": {
-            "class_name": "training.options.RunOptions",
-            "ema_kimg": row["batch"] * 10 / 32 if row["ema_kimg"] is None else row["ema_kimg"],
-            **{key: row[key] for key in ("batch", "batch_gpu", "ema_rampup", "kimg", "minutes", "tick", "snap",
-                                         "snap_minutes", "keep", "metrics", "seed", "workers")},
-        },
-    }
-
-
-def _generator(row: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    encoder = None
-    if row["encoder"]:
-        name = {"frozen": "FrozenEncoder", "head": "HeadEncoder", "joint": "JointEncoder",
-                "constant": "ConstantEncoder"}[row["encoder"]]
-        encoder = {"class_name": f"pg_modules.encoder.{name}", "latent_shape": list(row["latent"])}
-        if row["encoder"] != "constant":
-            encoder["img_resolution"] = data["resolution"]
-        if row["encoder"] in ("frozen", "head"):
-            encoder["input_size"] = row["f_input"]
-    return {
-        "class_name": "pg_modules.fastgan.Generator",
-        "z_dim": row["z_dim"],
-        "c_dim": data["label_dim"] if row["cond"] else 0,
-        "img_resolution": data["resolution"],
-        "ngf": row["ngf"],
-        "lite": row["generator"] == "fastgan_lite",
-        "encoder": encoder,
-    }
-
-
-def _conditioning(row: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    spec: dict[str, Any] = {"c_dim": data["label_dim"] if row["cond"] else 0}
-    if row["conditioning"] == "dicgan":
-        return {"class_name": "training.conditioning.dicgan.DiffusedInstance", "sigma": row["sigma"], **spec}
-    return {"class_name": "training.conditioning.base.Conditioning", **spec}
-
-
-def _check_meaning(cfg: str, row: Mapping[str, Any], given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    if row["conditioning"] != "dicgan":
-        for key, flag in (("sigma", "--sigma"), ("encoder", "--encoder"), ("latent", "--latent"),
-                          ("info_weight", "--info-weight")):
-            if key in given:
-                raise UserError(f"{flag} belongs to diffused-instance conditioning; --cfg {cfg} has none. "
-                                "Use --cfg dicgan or leave the flag out.")
-    if row["cond"] and not data["label_dim"]:
-        raise UserError("--cond 1: the data set has no labels; make it with dataset_tool.py --labels folders "
-                        "or leave --cond out.")
-    if row["info_weight"] and row["encoder"] == "constant":
-        if "info_weight" in given:
-            raise UserError("--info-weight: a constant encoder holds no information to keep; leave it out.")
-        row["info_weight"] = 0.0  # type: ignore[index]
-    if row["info_weight"] < 0:
-        raise UserError(f"--info-weight {row['info_weight']:g}: must not be negative.")
-    if row["amp"] not in ("off", "bf16"):
-        raise UserError(f"--amp {row['amp']}: choose off or bf16.")
-    for key in ("glr", "dlr"):
-        if not row[key] > 0:
-            raise UserError(f"--{key} {row[key]}: the learning rate must be above 0.")

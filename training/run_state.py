@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from dnnlib import UserError, construct
-from pg_modules.fastgan import Generator
 from torch_utils import checkpoint
 from torch_utils.rng import mix_seed
 from torch_utils.stats import Collector
 from training.conditioning.base import Conditioning
+from training.d_noise.base import DNoise
+from training.objective import Objective
 
 
 def versions() -> dict[str, str]:
@@ -25,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 class RunState:
-    """G, D, G_ema, conditioning, optimizers, statistics and progress of one run.
+    """G, D, G_ema, conditioning, noise of D, objective, optimizers, statistics and progress of one run.
 
     Progress: ``cur_nimg`` images and ``cur_tick`` ticks done, ``tick_start_nimg``, training ``seconds``
     over all sessions, ``best`` value of the first metric with its ``best_nimg``.
@@ -36,14 +37,18 @@ class RunState:
         self.config, self.device = config, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(config["run"]["seed"], "init") % 2**32)
-            self.G: Generator = construct(config["G"]).train().to(device)
-            self.D: nn.Module = construct(config["D"]).train().to(device)
+            self.G: Any = construct(config["G"]).train().to(device)
+            self.D: Any = construct(config["D"]).train().to(device)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
+        if config["freeze_d"]:
+            self.D.freeze(config["freeze_d"])
         self.conditioning: Conditioning = construct(config["conditioning"])
+        self.d_noise: DNoise = construct(config["d_noise"])
+        self.loss: Objective = construct(config["loss"], G=self.G, D=self.D, conditioning=self.conditioning,
+                                         d_noise=self.d_noise)
         optim = config["optim"]
-        adam = {"betas": tuple(optim["betas"]), "eps": optim["eps"], "foreach": True}
-        self.opt_G = torch.optim.Adam((p for p in self.G.parameters() if p.requires_grad), lr=optim["glr"], **adam)
-        self.opt_D = torch.optim.Adam((p for p in self.D.parameters() if p.requires_grad), lr=optim["dlr"], **adam)
+        self.opt_G = _adam(self.G, optim["glr"], optim["g_betas"], optim["eps"])
+        self.opt_D = _adam(self.D, optim["dlr"], optim["d_betas"], optim["eps"])
         self.collector = Collector()
         self.progress: dict[str, Any] = {
             "cur_nimg": 0, "cur_tick": 0, "tick_start_nimg": 0, "seconds": 0.0, "best": None, "best_nimg": None,
@@ -59,6 +64,8 @@ class RunState:
             "opt_G": self.opt_G.state_dict(),
             "opt_D": self.opt_D.state_dict(),
             "conditioning": self.conditioning.state_dict(),
+            "d_noise": self.d_noise.state_dict(),
+            "loss": self.loss.state_dict(),
             "collector": self.collector.state_dict(),
             "progress": dict(self.progress),
             "versions": versions(),
@@ -68,7 +75,7 @@ class RunState:
         """Continues from `state_dict`'s result."""
         for name in ("G", "D", "G_ema"):
             getattr(self, name).load_state_dict(state[name])
-        for name in ("opt_G", "opt_D", "conditioning", "collector"):
+        for name in ("opt_G", "opt_D", "conditioning", "d_noise", "loss", "collector"):
             getattr(self, name).load_state_dict(state[name])
         self.progress = dict(state["progress"])
 
@@ -93,6 +100,13 @@ class RunState:
         checkpoint.save(path, "gan", self.state_dict())
 
 
+def _adam(net: nn.Module, lr: float, betas: list[float], eps: float) -> torch.optim.Adam:
+    trained = [p for p in net.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("--freeze-d leaves nothing of the discriminator to train; freeze fewer blocks.")
+    return torch.optim.Adam(trained, lr=lr, betas=(betas[0], betas[1]), eps=eps, foreach=True)
+
+
 def load_state(path: str | Path) -> dict[str, Any]:
     """A ``gan`` checkpoint with the keys that every reader relies on; `UserError` otherwise."""
     state = checkpoint.load(path, "gan")
@@ -100,6 +114,19 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} is damaged: {', '.join(sorted(missing))} missing. Use another snapshot.")
     return state
+
+
+def image_shape(config: dict[str, Any]) -> tuple[int, int, int]:
+    """(channels, height, width) of the images of a run, from its configuration."""
+    G = config["G"]
+    return G["img_channels"], G["img_resolution"] * G["aspect"][0], G["img_resolution"] * G["aspect"][1]
+
+
+def frozen_networks(config: dict[str, Any]) -> list[str]:
+    """Names of the frozen networks that D, f or clusters look through: none of them may judge the result."""
+    specs = (config["D"], config["G"]["encoder"], config["conditioning"].get("encoder"))
+    names = [spec["backbone"] for spec in specs if spec and "backbone" in spec]
+    return list(dict.fromkeys(names))
 
 
 def snapshot_path(run_dir: Path, cur_nimg: int) -> Path:

@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from dnnlib import UserError, construct
-from dnnlib.images import decode, is_image_name, open_source
-from pg_modules.fastgan import Generator
 from torch_utils.checkpoint import weights_hash
 from torch_utils.rng import generator, mix_seed, sample_normal
-from training.conditioning.base import one_hot
+from training.conditioning.base import Conditioning
+from training.conditioning.dicgan import DiffusedInstance
 from training.dataset import ImageDataset
-from training.diffused_instance import check_sigma, diffuse
-from training.loader import to_float, to_uint8
-from training.run_state import RunState, load_state
+from training.loader import to_uint8
+from training.run_state import RunState, image_shape, load_state
+from training.tables import LatentTable, encoded
 
 LatentSource = Callable[[Sequence[int]], torch.Tensor]  # seeds -> f [n, C, H, W]
+References = torch.Tensor | LatentTable  # f [n, C, H, W] by index
+NOISE_MODES = ("random", "none", "const")
 
 
 @dataclass
@@ -31,11 +32,11 @@ class Gan:
 
     path: str
     config: dict[str, Any]
-    G: Generator
+    G: Any
+    conditioning: Conditioning
     dataset: dict[str, Any]
     hash: str
     progress: dict[str, Any]
-    sigma: float | None
 
     @property
     def device(self) -> torch.device:
@@ -44,8 +45,18 @@ class Gan:
 
     @property
     def uses_latents(self) -> bool:
-        """True for diffused-instance generators, which need ``--ldm`` or ``--ref``."""
-        return self.config["G"]["encoder"] is not None
+        """True for generators that are told of an instance, which need ``--ldm``, ``--ref`` or another source."""
+        return self.conditioning.uses_latents
+
+    @property
+    def diffused(self) -> DiffusedInstance | None:
+        """The diffused-instance conditioning of a DIC-GAN, None for others."""
+        return self.conditioning if isinstance(self.conditioning, DiffusedInstance) else None
+
+    @property
+    def img_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        return image_shape(self.config)
 
 
 def load_gan(path: str | Path, device: torch.device) -> Gan:
@@ -54,52 +65,23 @@ def load_gan(path: str | Path, device: torch.device) -> Gan:
     try:
         G = construct(state["config"]["G"]).eval().requires_grad_(False)
         G.load_state_dict(state["G_ema"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        conditioning = construct(state["config"]["conditioning"])
+        conditioning.load_state_dict(state["conditioning"])
+    except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"{path} is damaged: weights and configuration do not fit. Use another snapshot.") from error
-    return Gan(str(path), state["config"], G.to(device), state["config"]["data"], weights_hash(state["G_ema"]),
-               state["progress"], state["conditioning"].get("sigma"))
+    return Gan(str(path), state["config"], G.to(device), conditioning, state["config"]["data"],
+               weights_hash(state["G_ema"]), state["progress"])
 
 
 def live_gan(run: RunState, name: str) -> Gan:
     """The running G_ema as a `Gan`, for pictures and metrics during training."""
-    return Gan(name, run.config, run.G_ema, run.config["data"], weights_hash(run.G_ema.state_dict()),
-               dict(run.progress), run.conditioning.state_dict().get("sigma"))
+    return Gan(name, run.config, run.G_ema, run.conditioning, run.config["data"],
+               weights_hash(run.G_ema.state_dict()), dict(run.progress))
 
 
-@torch.no_grad()
-def encode(encoder: nn.Module, dataset: ImageDataset, indices: Sequence[int], device: torch.device,
-           batch_size: int = 64) -> torch.Tensor:
+def encode(encoder: nn.Module, dataset: ImageDataset, indices: Sequence[int], device: torch.device) -> torch.Tensor:
     """Latents f [len(indices), C, H, W] of images of a data set, on the CPU, in batches of fixed size."""
-    rows = []
-    for start in range(0, len(indices), batch_size):
-        images = torch.stack([dataset[i][0] for i in indices[start:start + batch_size]])
-        rows.append(encoder(to_float(images.to(device))).float().cpu())
-    return torch.cat(rows)
-
-
-def encode_images(gan: Gan, dataset: ImageDataset, batch_size: int = 64) -> torch.Tensor:
-    """Latents of G_ema.encoder for every index of `dataset` (flips included if it is mirrored)."""
-    if not gan.uses_latents:
-        raise UserError(f"--network {gan.path}: this generator has no encoder and no latents; use a dicgan network.")
-    if dataset.resolution != gan.dataset["resolution"]:
-        raise UserError(f"{dataset.name} has {dataset.resolution} px, {gan.path} {gan.dataset['resolution']} px; "
-                        f"convert it with dataset_tool.py --resolution {gan.dataset['resolution']}.")
-    return encode(gan.G.encoder, dataset, range(len(dataset)), gan.device, batch_size)
-
-
-def read_references(path: str | Path, resolution: int) -> torch.Tensor:
-    """Reference images uint8 [n, 3, R, R] from one image file, a folder or a zip, centre-cropped and resized."""
-    from PIL import Image, ImageOps
-
-    def fit(data: bytes, name: str) -> torch.Tensor:
-        picture = ImageOps.fit(Image.fromarray(decode(data, name)), (resolution, resolution), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-    path = Path(path)
-    if path.is_file() and is_image_name(path.name):
-        return fit(path.read_bytes(), str(path))[None]
-    with open_source(path) as source:
-        return torch.stack([fit(source.read(name), f"{path}:{name}") for name in source.names])
+    return torch.cat(list(encoded(encoder, dataset, indices, device)))
 
 
 class SampleNoise:
@@ -118,28 +100,28 @@ class SampleNoise:
 class Sampler:
     """Seeds → images, with the conditions that the network needs."""
 
-    def __init__(self, gan: Gan, *, latents: LatentSource | None = None, references: torch.Tensor | None = None,
+    def __init__(self, gan: Gan, *, latents: LatentSource | None = None, references: References | None = None,
                  class_idx: int | None = None, labels: Sequence[int] | None = None, sigma: float | None = None,
-                 noise_mode: str = "random", source: dict[str, Any] | None = None) -> None:
+                 noise_mode: str = "random", truncation: float | None = None,
+                 source: dict[str, Any] | None = None) -> None:
         """latents: f per seed, from a prior. references: f [n, C, H, W]; seed k takes number k mod n.
 
         class_idx: the class of all samples; labels: or classes to draw from, for metrics (those of the references
-        where there are some). sigma: None = that
-        of the checkpoint. noise_mode: ``random`` (per seed) or ``none``. source: provenance of the conditions.
-        Raises `UserError` where network and conditions don't fit.
+        where there are some). sigma: None = that of the checkpoint. noise_mode: ``random`` (per seed), ``none``, or
+        ``const``, the stored maps of StyleGAN2. truncation: ψ, for networks with a mapping network.
+        source: provenance of the conditions. Raises `UserError` where network and conditions don't fit.
         """
         self.gan, self.latents, self.references = gan, latents, references
         self.class_idx, self.labels = class_idx, labels
         self.noise_mode = noise_mode
-        if noise_mode not in ("random", "none"):
-            raise UserError(f"--noise-mode {noise_mode}: choose random or none.")
         self._check_latents()
         self._check_class()
-        if sigma is not None and not gan.uses_latents:
-            raise UserError("--sigma: this network has no diffused-instance condition; leave it out.")
-        self.sigma = check_sigma(sigma if sigma is not None else gan.sigma or 0.0)
-        self.provenance = {"mode": "unconditional" if not gan.uses_latents else "ldm" if latents else "ref",
-                           "sigma": self.sigma if gan.uses_latents else None, "class": class_idx, **(source or {})}
+        self._check_generator(noise_mode, truncation)
+        self.options = {} if truncation is None else {"truncation": truncation}
+        self.sigma = self._check_sigma(sigma)
+        kinds = (source or {}).get("mode") or ("ldm" if latents else "ref")
+        self.provenance = {"mode": kinds if gan.uses_latents else "unconditional", "sigma": self.sigma,
+                           "class": class_idx, **self.options, **(source or {})}
 
     def _check_latents(self) -> None:
         given = (self.latents is not None) + (self.references is not None)
@@ -147,29 +129,49 @@ class Sampler:
             raise UserError(
                 f"{self.gan.path} draws each image from an instance latent; say where latents come from, with one of: "
                 "--ldm FILE (new latents from a latent diffusion model: python ldm/train.py --network "
-                f"{self.gan.path} --outdir ldm-runs) or --ref IMAGES (latents of your reference images: a file, "
-                "folder or zip)."
+                f"{self.gan.path} --outdir ldm-runs), --ref IMAGES (latents of your reference images: a file, "
+                "folder or zip), --instances K or --prior NAME (from the training images)."
             )
         if not self.gan.uses_latents and given:
-            raise UserError(f"{self.gan.path} takes no instance latents: leave out --ldm and --ref.")
+            raise UserError(f"{self.gan.path} takes no instance latents: leave out --ldm, --ref, --instances and "
+                            "--prior.")
 
     def _check_class(self) -> None:
-        classes = self.gan.config["G"]["c_dim"]
+        classes = self.gan.conditioning.classes
         if not classes and self.class_idx is not None:
             raise UserError(f"--class {self.class_idx}: {self.gan.path} was trained without classes; leave it out.")
-        if classes and self.class_idx is None and self.labels is None:
+        known = self.labels is not None or self.gan.conditioning.draw_classes([0]) is not None
+        if classes and self.class_idx is None and not known:
             raise UserError(f"{self.gan.path} is class-conditional: give --class 0 .. {classes - 1}.")
         if self.class_idx is not None and not 0 <= self.class_idx < classes:
             raise UserError(f"--class {self.class_idx}: this network knows classes 0 .. {classes - 1}.")
 
+    def _check_generator(self, noise_mode: str, truncation: float | None) -> None:
+        has_mapping = self.gan.G.has_mapping
+        if noise_mode not in NOISE_MODES:
+            raise UserError(f"--noise-mode {noise_mode}: choose {', '.join(NOISE_MODES)}.")
+        if noise_mode == "const" and not has_mapping:
+            raise UserError("--noise-mode const: FastGAN stores no noise maps; choose random or none.")
+        if truncation is not None and not has_mapping:
+            raise UserError(f"--trunc {truncation:g}: FastGAN has no mapping network to truncate; leave it out.")
+
+    def _check_sigma(self, sigma: float | None) -> float | None:
+        if self.gan.diffused is not None:
+            return self.gan.diffused.check_sampling_sigma(sigma)
+        if sigma is not None:
+            raise UserError("--sigma: this network has no diffused-instance condition; leave it out.")
+        return None
+
     def _labels(self, seeds: Sequence[int]) -> torch.Tensor | None:
+        if not self.gan.conditioning.classes:
+            return None
         if self.class_idx is not None:
             return torch.full((len(seeds),), self.class_idx, dtype=torch.int64)
-        if self.labels is not None and self.gan.config["G"]["c_dim"]:
-            if self.references is not None:  # label k belongs to reference k
-                return torch.tensor([self.labels[seed % len(self.references)] for seed in seeds])
-            return torch.tensor([self.labels[mix_seed(seed, "class") % len(self.labels)] for seed in seeds])
-        return None
+        if self.labels is None:
+            return torch.tensor(self.gan.conditioning.draw_classes(seeds))
+        if self.references is not None:  # label k belongs to reference k
+            return torch.tensor([self.labels[seed % len(self.references)] for seed in seeds])
+        return torch.tensor([self.labels[mix_seed(seed, "class") % len(self.labels)] for seed in seeds])
 
     def condition_latents(self, seeds: Sequence[int]) -> torch.Tensor | None:
         """f [n, C, H, W] for the seeds, on the CPU, or None for networks without."""
@@ -181,60 +183,39 @@ class Sampler:
 
     @torch.no_grad()
     def batch(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Images uint8 [n, 3, R, R] on the CPU, one per seed."""
+        """Images uint8 [n, C, H, W] on the CPU, one per seed."""
         G, device = self.gan.G, self.gan.device
         # z as the official script draws it, so that its seeds keep their z.
         z = np.stack([np.random.RandomState(seed % 2**32).randn(G.z_dim) for seed in seeds])
-        f, h = self.condition_latents(seeds), None
-        if f is not None:
-            h = diffuse(f, self.sigma, sample_normal(seeds, f.shape[1:], "eps")).to(device)
-        labels = self._labels(seeds)
-        c = None if labels is None else one_hot(labels, self.gan.config["G"]["c_dim"])
-        noise = SampleNoise(seeds, device) if self.noise_mode == "random" else None
-        img = G(torch.from_numpy(z).float().to(device), c=None if c is None else c.to(device), h=h,
-                sigma=self.sigma, noise=noise)
+        f, labels = self.condition_latents(seeds), self._labels(seeds)
+        eps = None if f is None else sample_normal(seeds, f.shape[1:], "eps")
+        told = self.gan.conditioning.told(f, labels, self.sigma, eps)
+        noise: Any = {"random": SampleNoise(seeds, device), "const": "const", "none": None}[self.noise_mode]
+        img = G(torch.from_numpy(z).float().to(device), c=None if told.c is None else told.c.to(device),
+                h=None if told.h is None else told.h.to(device), sigma=told.sigma, noise=noise, **self.options)
         return to_uint8(img).cpu()
 
     def images(self, seeds: Sequence[int], batch_size: int = 32) -> Iterator[torch.Tensor]:
-        """Batches uint8 [n, 3, R, R] over all seeds, in order."""
+        """Batches uint8 [n, C, H, W] over all seeds, in order."""
         for start in range(0, len(seeds), batch_size):
             yield self.batch(seeds[start:start + batch_size])
 
 
-def open_sampler(gan: Gan, *, latents: LatentSource | None = None, latents_path: str | None = None,
-                 ref: str | Path | None = None, class_idx: int | None = None, labels: Sequence[int] | None = None,
-                 sigma: float | None = None, noise_mode: str = "random") -> Sampler:
-    """What the scripts' flags ask for: `Sampler` with latents from ``--ldm`` or from the images of ``--ref``.
-
-    latents: the opened ``--ldm`` with a ``provenance``; latents_path: the flag's value.
-    """
-    if not gan.uses_latents and (latents_path or ref):
-        raise UserError(f"{gan.path} takes no instance latents: leave out --ldm and --ref.")
-    if latents_path and ref:
-        raise UserError("--ldm and --ref both say where latents come from; give one of them.")
-    references, source = None, dict(getattr(latents, "provenance", {}))
-    if ref is not None:
-        images = read_references(ref, gan.config["G"]["img_resolution"])
-        with torch.no_grad():
-            parts = [gan.G.encoder(to_float(part.to(gan.device))).float().cpu() for part in images.split(64)]
-        references, source = torch.cat(parts), {"ref": str(ref), "ref_images": len(images)}
-    return Sampler(gan, latents=latents, references=references, class_idx=class_idx, labels=labels, sigma=sigma,
-                   noise_mode=noise_mode, source=source)
-
-
 def training_sampler(gan: Gan, dataset: ImageDataset) -> Sampler:
     """Samples with the conditions of the training images (no flips), for metrics during training."""
-    labels = None if dataset.labels is None or not gan.config["G"]["c_dim"] else dataset.labels.tolist()
-    references = None
+    references: References | None = None
     if gan.uses_latents:
-        references = encode(gan.G.encoder, dataset, range(dataset.num_images), gan.device)
-    return Sampler(gan, references=references, labels=labels)
+        table = gan.conditioning.table
+        references = table.first(dataset.num_images) if table is not None else encode(
+            gan.G.encoder, dataset, range(dataset.num_images), gan.device)
+    return Sampler(gan, references=references, labels=gan.conditioning.labels_of(dataset),
+                   source={"ref": "training set"} if gan.uses_latents else None)
 
 
 def grid(images: torch.Tensor, columns: int) -> np.ndarray:
-    """uint8 [n, 3, R, R] → one picture [rows·R, columns·R, 3]; missing cells are white."""
+    """uint8 [n, C, H, W] → one picture [rows·H, columns·W, C]; missing cells are white."""
     rows = -(-len(images) // columns)
     cells = torch.full((rows * columns, *images.shape[1:]), 255, dtype=torch.uint8)
     cells[:len(images)] = images
     cells = cells.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2)
-    return cells.reshape(rows * images.shape[2], columns * images.shape[3], 3).numpy()
+    return cells.reshape(rows * images.shape[2], columns * images.shape[3], -1).numpy()

@@ -17,40 +17,15 @@ from torch_utils.rng import generator
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics
-from training.loader import batches, split, to_float
+from training.loader import batches, split
 from training.logs import RunLog
-from training.loss import Terms
 from training.memory import fit_batch, free_memory, try_step
+from training.objective import Phase
 from training.options import RunOptions
 from training.run_state import RunState, prune_snapshots, snapshot_path
-from training.sampling import Gan, encode, live_gan
+from training.sampling import Gan, live_gan
 
 Evaluate = Callable[[Gan, Path], dict[str, float]]
-FIT_IMAGES, TABLE_LIMIT = 10_000, 40_000
-
-
-def prepare_latents(run: RunState, dataset: ImageDataset, *, fit: bool, choose: bool) -> None:
-    """Readies f and sigma: `fit` adapts f to the data set, `choose` lets ``--sigma auto`` choose.
-
-    A resumed run does neither, one from other weights only chooses. Where f never changes it is tabulated.
-    """
-    if not run.conditioning.uses_latents:
-        return
-    encoder, seed = run.G.encoder, run.config["run"]["seed"]
-    print(f"Preparing instance latents of {len(dataset)} images (flips included).", flush=True)
-    encoder.eval()
-    order = torch.randperm(len(dataset), generator=generator(seed, "fit")).tolist()[:FIT_IMAGES]
-    if fit:
-        images = (torch.stack([dataset[i][0] for i in order[s:s + 64]]) for s in range(0, len(order), 64))
-        encoder.fit(to_float(img.to(run.device)) for img in images)
-        run.G_ema.load_state_dict(run.G.state_dict())
-    if choose:
-        # Without flips: an image and its mirror image are no two neighbours.
-        plain = [i for i in order if i < dataset.num_images][:2000]
-        run.conditioning.prepare(encode(encoder, dataset, plain, run.device), seed)
-    if not encoder.trainable and len(dataset) <= TABLE_LIMIT:
-        run.conditioning.table = encode(encoder, dataset, range(len(dataset)), run.device).to(run.device)
-    encoder.train()
 
 
 class Trainer:
@@ -60,7 +35,6 @@ class Trainer:
         """evaluate: metrics of a snapshot, from outside so that training doesn't import metrics; None = no metrics."""
         self.run, self.dataset, self.run_dir, self.evaluate = run, dataset, run_dir, evaluate
         self.options: RunOptions = construct(run.config["run"])
-        self.loss = construct(run.config["loss"], G=run.G, D=run.D, conditioning=run.conditioning)
         self.weights = {net: [p for p in net.parameters() if p.requires_grad] for net in (run.G, run.D)}
         self.started = time.monotonic()
         self.seconds_before = float(run.progress["seconds"])
@@ -68,25 +42,25 @@ class Trainer:
 
     # One iteration.
 
-    def _phase(self, net: torch.nn.Module, optimizer: torch.optim.Optimizer, parts: list[Batch],
-               terms_of: Callable[[Batch, torch.Generator], list[Terms]], rng: torch.Generator) -> None:
+    def _phase(self, phase: Phase, parts: list[Batch], rng: torch.Generator) -> None:
         """Accumulates the gradients of all micro-batches and steps, unless something isn't finite."""
         # Gradients into the other network's weights would be thrown away; those into its inputs are needed.
-        others = self.weights[self.run.D if net is self.run.G else self.run.G]
-        for parameter in others:
+        own, other = (self.run.G, self.run.D) if phase.net == "G" else (self.run.D, self.run.G)
+        optimizer = self.run.opt_G if phase.net == "G" else self.run.opt_D
+        for parameter in self.weights[other]:
             parameter.requires_grad_(False)
         optimizer.zero_grad(set_to_none=True)
         total = sum(len(part.img) for part in parts)
         for part in parts:
-            for terms in terms_of(part, rng):
+            for terms in phase.terms(part, rng):
                 for name, value in terms.log.items():
                     self.run.collector.report(name, value)
                 if not torch.isfinite(terms.loss):
                     self._stop_nonfinite(f"the loss {next(iter(terms.log))} is {terms.loss.item()}")
                 (terms.loss * (len(part.img) / total)).backward()
-        for parameter in others:
+        for parameter in self.weights[other]:
             parameter.requires_grad_(True)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in self.weights[own] if p.grad is not None]
         if not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
             self._stop_nonfinite("a gradient is not finite")
         optimizer.step()
@@ -98,14 +72,16 @@ class Trainer:
         )
 
     def iteration(self, batch: Batch, batch_gpu: int) -> None:
-        """Step of G (and f), step of D, update of G_ema: Eq. 5 for DIC-GAN."""
+        """The phases of the objective (G and f, then D), update of G_ema, adaptation: Eq. 5 for DIC-GAN."""
         run, opts, cur_nimg = self.run, self.options, self.run.progress["cur_nimg"]
         parts = split(batch, batch_gpu)
-        self._phase(run.G, run.opt_G, parts, lambda part, rng: [self.loss.generator_terms(part, rng)],
-                    generator(opts.seed, "G", cur_nimg))
-        self._phase(run.D, run.opt_D, parts, self.loss.discriminator_terms, generator(opts.seed, "D", cur_nimg))
+        for phase in run.loss.phases(cur_nimg // opts.batch):
+            self._phase(phase, parts, generator(opts.seed, phase.name, cur_nimg))
         run.progress["cur_nimg"] = cur_nimg + opts.batch
         ema_update(run.G_ema, run.G, ema_beta(opts.batch, cur_nimg + opts.batch, opts.ema_kimg, opts.ema_rampup))
+        for name, value in run.loss.after_step(opts.batch).items():
+            run.collector.report(name, value)
+        run.conditioning.after_step(run, self.dataset)
 
     # The loop.
 
@@ -139,7 +115,8 @@ class Trainer:
               diagnostics: Diagnostics | None, bar: tqdm) -> None:
         opts, progress = self.options, self.run.progress
         workers = opts.workers if isinstance(opts.workers, int) else 0 if self.dataset.cached else 2
-        data = batches(self.dataset, opts.batch, opts.seed, progress["cur_nimg"], self.run.device, workers)
+        data = batches(self.dataset, opts.batch, opts.seed, progress["cur_nimg"], self.run.device, workers,
+                       self.run.conditioning.pair)
         self.started = self.last_snapshot = time.monotonic()
         estimated = False
         while not (self._over() or stopped()):
@@ -158,7 +135,7 @@ class Trainer:
     def _batch_gpu(self) -> int:
         """Says how long this may take; resolves ``auto`` once and keeps it, since batch norm makes it count."""
         opts = self.options
-        trial = try_step(self.run, self.loss)
+        trial = try_step(self.run)
         left = opts.kimg * 1000 - self.run.progress["cur_nimg"]
         whole = format_time(max(left, 0) * trial.seconds_per_image)
         print(f"From a trial pass, roughly: {opts.kimg:g} kimg would take {whole}, one "
