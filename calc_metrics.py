@@ -10,7 +10,7 @@ Examples:
 Metrics: fidNk_full, kidNk_full  N thousand images (or fid500_full) against all reals, no x-flips
          fid_full, kid_full      as many images as there are reals
          fidNk, kidNk            reals capped to the count, x-flips as in training
-         retrieval               with --ref: is image i found from the sample made of it?
+         retrieval               with --ref: is image i found from the sample made of it, and how near are the two?
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import click
 
 from dnnlib import UserError
 from dnnlib.tuning import tune_process
+from training.source_options import SourceFlags, source_options
 
 SEEDS_PER_RUN = 1_000_000  # --seed S samples the image seeds S * 1,000,000 + 0, 1, 2, …
 
 
 def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Flags of both forms."""
-    options = [
+    for option in reversed([
         click.option("--metrics", default="fid50k_full", show_default=True, metavar="NAMES", help="Comma-separated"),
         click.option("--detector", default="efficientnet_lite2", show_default=True,
                      help="efficientnet_lite2, or inception with --weights"),
@@ -39,22 +40,16 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
         click.option("--no-cache", is_flag=True, help="Compute the features of data sets anew and keep nothing"),
         click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress"),
-    ]
-    for option in reversed(options):
+    ]):
         command = option(command)
     return command
 
 
 @click.group(help=__doc__, invoke_without_command=True)
 @click.option("--network", metavar="PKL", help="Checkpoint of train.py  [required unless comparing]")
-@click.option("--ldm", metavar="PKL", help="DIC-GAN: new latents, of ldm/train.py or ldm/sample.py")
-@click.option("--ref", metavar="IMAGES", help="DIC-GAN: latents of reference images (file, folder or zip)")
+@source_options
 @click.option("--data", metavar="ZIP|DIR", help="Real images  [default: the training set, as the checkpoint names it]")
 @click.option("--mirror", type=bool, metavar="BOOL", help="Real x-flips in fidNk and copying  [default: as trained]")
-@click.option("--class", "class_idx", type=int, help="Only this class of a class-conditional network")
-@click.option("--sigma", type=float, help="Noise scale of h; default: as trained")
-@click.option("--ldm-steps", type=click.IntRange(min=1), help="DDIM steps of --ldm  [default: 50]")
-@click.option("--eta", type=float, help="DDIM stochasticity of --ldm, 0 .. 1  [default: 0]")
 @click.option("--seed", type=click.IntRange(0, 4293), default=0, show_default=True, help="Random seed")
 @click.option("--outdir", metavar="DIR", help="Where metric-NAME.jsonl go  [default: beside the network]")
 @click.option("--gpus", type=int, default=1, show_default=True, help="Processes; 1 in this version")
@@ -84,133 +79,101 @@ def main(ctx: click.Context, **flags: Any) -> None:
 def compare(images: str, reals: str, outdir: str | None, metrics: str, seed: int, batch: int, heldout: str | None,
             verbose: bool, no_cache: bool, **flags: Any) -> None:
     """Measure the images in A (judged) against those in B (real): folders or zips, of any image sizes."""
-    from dnnlib.images import open_source
-    from metrics.image_sets import describe, from_source
+    from metrics.image_sets import describe
     from metrics.registry import evaluate
 
     detector = open_detector(metrics, **flags)
-    judged, against = from_source(open_source(images)), from_source(open_source(reals))
-    records = evaluate(metrics, judged, against, detector=detector, heldout=open_heldout(heldout), seed=seed,
-                       cache=open_cache(no_cache), batch_size=batch, progress=progress(verbose),
+    judged, against = open_set(images), open_set(reals)
+    records = evaluate(metrics, judged, against, detector=detector, heldout=open_set(heldout) if heldout else None,
+                       seed=seed, cache=open_cache(no_cache), batch_size=batch, progress=progress(verbose),
                        provenance={"snapshot_pkl": None, "images": describe(judged)})
     show(records, outdir)
 
 
 def measure_network(network: str, outdir: str | None, metrics: str, detector: str, weights: str | None, device: str,
                     data: str | None, mirror: bool | None, seed: int, batch: int, heldout: str | None, verbose: bool,
-                    no_cache: bool, ref: str | None, gpus: int, **flags: Any) -> None:
+                    no_cache: bool, gpus: int, **flags: Any) -> None:
     """The first form: samples of a checkpoint against its data set."""
     from metrics.detectors import check_detector, check_not_own
     from metrics.image_sets import from_dataset
     from metrics.names import parse_metrics
     from metrics.registry import evaluate
     from torch_utils.device import select_device
+    from training.run_state import frozen_networks
     from training.sampling import load_gan
 
     check_detector(detector, weights)
     kinds = {metric.kind for metric in parse_metrics(metrics)}
     gan = load_gan(network, select_device(device))
-    check_not_own(detector, gan.config["D"]["backbone"])
+    check_not_own(detector, *frozen_networks(gan.config))
     dataset, notes = open_data(gan, data)
-    sampler, source = open_conditions(gan, dataset, ref=ref, **flags)
+    source = SourceFlags.take(flags)
+    sampler, conditions = open_conditions(gan, dataset, source)
     reals = from_dataset(dataset, gan.dataset["mirror"] if mirror is None else mirror)
-    if flags["class_idx"] is not None:
-        notes.append(f"generated images are of class {flags['class_idx']} only, real ones of all classes")
-    refs = open_references(ref, gan, seed) if ref and "retrieval" in kinds else None
+    if source.class_idx is not None:
+        notes.append(f"generated images are of class {source.class_idx} only, real ones of all classes")
+    refs = open_references(source.ref, gan, seed) if source.ref and "retrieval" in kinds else None
     records = evaluate(
         metrics, fakes_of(sampler, seed, batch), reals, detector=open_detector(metrics, detector, weights, device),
-        heldout=open_heldout(heldout), refs=refs, cache=open_cache(no_cache), seed=seed, batch_size=batch,
-        progress=progress(verbose), notes=notes,
+        heldout=open_set(heldout) if heldout else None, refs=refs, cache=open_cache(no_cache), seed=seed,
+        batch_size=batch, progress=progress(verbose), notes=notes,
         provenance={"snapshot_pkl": Path(network).name, "network_hash": gan.hash,
-                    "cur_nimg": gan.progress["cur_nimg"], "conditions": source},
+                    "cur_nimg": gan.progress["cur_nimg"], "conditions": conditions},
     )
     show(records, outdir or str(Path(network).parent))
 
 
 def open_data(gan: Any, path: str | None) -> tuple[Any, list[str]]:
     """The data set to measure against, and what has to be said about it."""
-    from training.dataset import ImageDataset
+    from training.sources import open_images
 
-    trained = gan.dataset
-    if path is None and not Path(trained["path"]).exists():
-        raise UserError(f"{gan.path} was trained on {trained['path']}, which is not there any more; name its new place "
-                        "with --data.")
-    labels = bool(gan.config["G"]["c_dim"])
-    dataset = ImageDataset(path or trained["path"], use_labels=labels, max_images=trained["max_images"])
-    if dataset.fingerprint == trained["fingerprint"]:
+    dataset, same = open_images(gan, path)
+    if same:
         return dataset, []
+    trained = gan.dataset
     if path is None:
         raise UserError(f"{trained['path']} has changed since {gan.path} was trained on it; put the former set back, "
                         f"or say --data {trained['path']} to measure against what is there now.")
     if trained["max_images"] is not None:  # another set counts as a whole
-        dataset = ImageDataset(path, use_labels=labels)
+        dataset = type(dataset)(path, use_labels=trained["use_labels"])
     return dataset, [f"{dataset.name} is not what the network was trained on ({trained['name']}): copying is "
                      f"sought in {dataset.name} only"]
 
 
-def open_conditions(gan: Any, dataset: Any, *, ldm: str | None, ref: str | None, class_idx: int | None,
-                    sigma: float | None, ldm_steps: int | None, eta: float | None) -> tuple[Any, dict[str, Any]]:
+def open_conditions(gan: Any, dataset: Any, source: SourceFlags) -> tuple[Any, dict[str, Any]]:
     """A sampler with its conditions, and their provenance with content hashes."""
     from dnnlib import content_hash
     from ldm.latents import open_latents
-    from training.sampling import open_sampler
+    from training.sources import open_sampler, training_set
 
-    if ldm is None and (ldm_steps is not None or eta is not None):
-        raise UserError("--ldm-steps and --eta belong to --ldm; give --ldm FILE or leave them out.")
-    latents, source = None, {}
-    if ldm is not None and gan.uses_latents:
-        latents = open_latents(ldm, gan.hash, gan.device, steps=ldm_steps, eta=eta)
-        source["ldm_sha256"] = content_hash(ldm)
-    labels = None
-    if gan.config["G"]["c_dim"] and class_idx is None:
-        labels = reference_labels(ref) if ref else dataset.labels.tolist()
-    sampler = open_sampler(gan, latents=latents, latents_path=ldm, ref=ref, class_idx=class_idx, labels=labels,
-                           sigma=sigma)
-    if ref is not None:
-        source["ref_fingerprint"] = set_fingerprint(ref)
-    return sampler, {**sampler.provenance, **source}
-
-
-def reference_labels(ref: str) -> list[int]:
-    """Classes of reference images, from the dataset.json beside them."""
-    from dnnlib.images import open_source
-    from dnnlib.labels import read_labels
-
-    labels = None
-    if not _is_picture(ref):
-        with open_source(ref) as source:
-            labels = read_labels(source.json(), source.names, ref)
-            if labels is not None:
-                return [labels[name] for name in source.names]
-    raise UserError(f"--ref {ref}: these images have no class labels and the network needs them; give --class K, or a "
-                    "set that dataset_tool.py --labels made.")
+    trained = dataset.fingerprint == gan.dataset["fingerprint"]
+    sampler = open_sampler(gan, source, open_latents=open_latents, labels=gan.conditioning.labels_of(dataset),
+                           images=lambda flag: dataset if trained else training_set(gan, None, flag))
+    hashes = {}
+    if source.ref is not None:
+        hashes["ref_fingerprint"] = set_fingerprint(source.ref)
+    elif source.ldm is not None:
+        hashes["ldm_sha256"] = content_hash(source.ldm)
+    elif "file" in sampler.provenance:
+        hashes["prior_sha256"] = content_hash(sampler.provenance["file"])
+    return sampler, {**sampler.provenance, **hashes}
 
 
 def set_fingerprint(ref: str) -> str:
     """Identity of the content of an image file, folder or zip."""
     from dnnlib import content_hash
-    from dnnlib.images import open_source
-    from metrics.image_sets import from_source
+    from training.sources import is_picture
 
-    if _is_picture(ref):
-        return content_hash(ref)
-    with open_source(ref) as source:
-        return from_source(source).fingerprint
-
-
-def _is_picture(path: str) -> bool:
-    from dnnlib.images import is_image_name
-
-    return Path(path).is_file() and is_image_name(Path(path).name)
+    return content_hash(ref) if is_picture(ref) else open_set(ref).fingerprint
 
 
 def open_references(ref: str, gan: Any, seed: int) -> Any:
     """The reference images as the encoder saw them, and which of them each sample was made from."""
     from metrics.image_sets import from_tensor
     from metrics.registry import References
-    from training.sampling import read_references
+    from training.sources import read_references
 
-    images = read_references(ref, gan.config["G"]["img_resolution"])
+    images = read_references(ref, gan.img_shape)
     return References(from_tensor(images, ref), lambda k: (seed * SEEDS_PER_RUN + k) % len(images))
 
 
@@ -237,10 +200,8 @@ def open_detector(metrics: str, detector: str, weights: str | None, device: str)
     return load_detector(detector, weights, select_device(device))
 
 
-def open_heldout(path: str | None) -> Any:
-    """The images of ``--heldout``, or None."""
-    if path is None:
-        return None
+def open_set(path: str) -> Any:
+    """The images of a folder or zip."""
     from dnnlib.images import open_source
     from metrics.image_sets import from_source
 

@@ -4,7 +4,11 @@
 Examples:
   python gen_images.py --network runs/00000-…/network-snapshot-000200.pkl --ldm ldm.pkl --seeds 0-63 --outdir out
   python gen_images.py --network net.pkl --ref photos/ --seeds 0-15 --outdir out --grid grid.png
-  python gen_images.py --network net.pkl --class 3 --seeds 0-15 --outdir out
+  python gen_images.py --network net.pkl --ref photos/ --alter sketch --ref-grid refs.png --seeds 0-63 --outdir out
+  python gen_images.py --network net.pkl --instances 100 --save-source instances.pkl --seeds 0-63 --outdir out
+  python gen_images.py --network net.pkl --class 3 --trunc 0.7 --seeds 0-15 --outdir out
+
+Networks that are told of instances (dicgan, icgan, disp) need one of --ldm, --ref, --instances and --prior.
 """
 
 from __future__ import annotations
@@ -17,20 +21,23 @@ import click
 from dnnlib import UserError
 from dnnlib.cli import parse_seeds
 from dnnlib.tuning import tune_process
+from training.source_options import SourceFlags, source_options
 
 
 @click.command(help=__doc__)
 @click.option("--network", required=True, metavar="PKL", help="Checkpoint of train.py")
 @click.option("--seeds", required=True, metavar="LIST", help="Seeds, for example 0,1,4-6")
 @click.option("--outdir", required=True, metavar="DIR", help="Where to put seed0000.png, …")
-@click.option("--ldm", metavar="PKL", help="New latents: checkpoint of ldm/train.py, or latents of ldm/sample.py")
-@click.option("--ref", metavar="IMAGES", help="Latents of reference images (file, folder, zip); seed k takes number k")
-@click.option("--class", "class_idx", type=int, help="Class of class-conditional networks")
-@click.option("--sigma", type=float, help="Noise scale of h; default: as trained")
-@click.option("--ldm-steps", type=click.IntRange(min=1), help="DDIM steps of --ldm  [default: 50]")
-@click.option("--eta", type=float, help="DDIM stochasticity of --ldm, 0 .. 1  [default: 0]")
-@click.option("--noise-mode", default="random", show_default=True, help="Noise maps: random (per seed) or none")
-@click.option("--trunc", type=float, help="Truncation, for networks with a mapping network")
+@source_options
+@click.option("--data", metavar="ZIP|DIR", help="Training set, for --instances, --prior and --ref-grid  "
+              "[default: as the checkpoint names it]")
+@click.option("--save-source", metavar="FILE", help="Keep what --instances or --prior made of the training set")
+@click.option("--alter", metavar="NAMES", help="Change the references first: cutmix, cutout, sketch, gray")
+@click.option("--ref-grid", metavar="PNG", help="Also write one picture of references, samples of each, and the "
+              "nearest training images")
+@click.option("--per-ref", type=click.IntRange(min=1), help="Samples of each reference in --ref-grid  [default: 4]")
+@click.option("--noise-mode", help="Noise maps: random (per seed), none, or const (as stored in StyleGAN2)  "
+              "[default: const for StyleGAN2, else random]")
 @click.option("--grid", metavar="PNG", help="Also write one picture of all samples")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
@@ -40,13 +47,30 @@ def main(network: str, seeds: str, outdir: str, grid: str | None, batch: int, de
     if flags.pop("translate") is not None or flags.pop("rotate") is not None:
         raise UserError("--translate, --rotate: only StyleGAN3 can move its input; leave them out.")
     numbers = parse_seeds(seeds)
+    source = SourceFlags.take(flags)
+    check_companions(source, **{key: flags[key] for key in ("save_source", "alter", "ref_grid", "per_ref")})
     make_outdir(outdir)
 
     from torch_utils.device import select_device
+    from training.sampling import load_gan
 
-    sampler = make_sampler(network, select_device(device), **flags)
+    sampler = make_sampler(load_gan(network, select_device(device)), source, numbers, batch, **flags)
     save_images(sampler, numbers, Path(outdir), batch, grid)
     click.echo(f"{len(numbers)} images in {outdir} ({sampler.provenance['mode']}).")
+
+
+def check_companions(source: SourceFlags, *, save_source: str | None, alter: str | None, ref_grid: str | None,
+                     per_ref: int | None) -> None:
+    """Flags that only mean something beside others."""
+    if ref_grid is not None and source.ref is None:
+        raise UserError("--ref-grid shows what becomes of references; give --ref IMAGES or leave it out.")
+    if per_ref is not None and ref_grid is None:
+        raise UserError("--per-ref belongs to --ref-grid; give --ref-grid PNG or leave it out.")
+    if alter is not None and source.ref is None:
+        raise UserError("--alter changes reference images; give --ref IMAGES or leave it out.")
+    if save_source is not None and source.instances is None and source.prior is None:
+        raise UserError("--save-source keeps what --instances K or --prior NAME made of the training set; give one of "
+                        "them or leave it out.")
 
 
 def make_outdir(outdir: str) -> None:
@@ -57,40 +81,60 @@ def make_outdir(outdir: str) -> None:
         raise UserError(f"--outdir {outdir}: cannot make this folder ({error.strerror}); choose another.") from error
 
 
-def make_sampler(network: str, device: Any, *, ldm: str | None, ref: str | None, class_idx: int | None,
-                 sigma: float | None, ldm_steps: int | None, eta: float | None, noise_mode: str,
-                 trunc: float | None) -> Any:
-    """The network with its source of conditions; every flag without meaning here is a `UserError`."""
+def make_sampler(gan: Any, source: SourceFlags, seeds: list[int], batch: int, *, data: str | None,
+                 save_source: str | None, alter: str | None, ref_grid: str | None, per_ref: int | None,
+                 noise_mode: str | None) -> Any:
+    """The network with its source of conditions; writes the files of ``--save-source`` and ``--ref-grid``."""
     from ldm.latents import open_latents
-    from training.sampling import load_gan, open_sampler
+    from training.prior_files import save_prior
+    from training.priors import LatentPrior
+    from training.sources import open_sampler, prior_spec, training_set
 
-    gan = load_gan(network, device)
-    if trunc is not None and trunc != 1:
-        raise UserError(f"--trunc {trunc:g}: FastGAN has no mapping network to truncate; leave it out.")
-    if ldm is None and (ldm_steps is not None or eta is not None):
-        raise UserError("--ldm-steps and --eta belong to --ldm; give --ldm FILE or leave them out.")
-    latents = None
-    if ldm is not None and gan.uses_latents:
-        latents = open_latents(ldm, gan.hash, device, steps=ldm_steps, eta=eta)
-    return open_sampler(gan, latents=latents, latents_path=ldm, ref=ref, class_idx=class_idx, sigma=sigma,
-                        noise_mode=noise_mode)
+    spec = prior_spec(source)
+    if save_source is not None and spec is None:
+        raise UserError(f"--save-source {save_source}: what {source.latent_sources[0]} names is a file "
+                        "already; leave it out.")
+    if data is not None and spec is None and ref_grid is None:
+        raise UserError(f"--data {data} names the training set, which only --instances K, --prior NAME and --ref-grid "
+                        "need; leave it out.")
+    if noise_mode is None:
+        noise_mode = "const" if gan.G.has_mapping else "random"  # as the official script
+    sampler = open_sampler(gan, source, open_latents=open_latents, images=lambda flag: training_set(gan, data, flag),
+                           noise_mode=noise_mode, alterations=alter)
+    if save_source is not None:
+        assert isinstance(sampler.latents, LatentPrior)
+        save_prior(save_source, gan, sampler.latents)
+        click.echo(f"Stored {sampler.provenance['prior']} in {save_source}.")
+    if ref_grid is not None:
+        save_reference_grid(Path(ref_grid), sampler, source.ref, alter, training_set(gan, data, "--ref-grid"), seeds,
+                            per_ref or 4, batch)
+    return sampler
+
+
+def save_reference_grid(path: Path, sampler: Any, ref: str | None, alter: str | None, dataset: Any, seeds: list[int],
+                        per_ref: int, batch: int) -> None:
+    """Writes the picture of ``--ref-grid``."""
+    from training.logs import save_grid
+    from training.reference_grid import reference_grid
+    from training.sources import altered_references
+
+    assert ref is not None
+    pictures = altered_references(sampler.gan, ref, alter)
+    save_grid(path, reference_grid(sampler, pictures, dataset, seeds, per_ref, batch)[None], 1)
 
 
 def save_images(sampler: Any, seeds: list[int], outdir: Path, batch: int, grid: str | None) -> None:
     """Writes ``seedNNNN.png`` for every seed, and the grid."""
     import torch
-    from PIL import Image
     from tqdm import tqdm
 
-    from dnnlib import atomic_write
     from training.logs import save_grid
 
     kept = []
     with tqdm(total=len(seeds), unit="img", disable=None) as bar:
         for start, images in zip(range(0, len(seeds), batch), sampler.images(seeds, batch), strict=True):
             for seed, image in zip(seeds[start:start + batch], images, strict=True):
-                with atomic_write(outdir / f"seed{seed:04d}.png") as file:
-                    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="png")
+                save_grid(outdir / f"seed{seed:04d}.png", image[None], 1)
             if grid:
                 kept.append(images)
             bar.update(len(images))

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import make_pictures, run_script
 from PIL import Image
-from test_gen_images import make_network
+from test_gen_images import make_network, the_error
 
 import calc_metrics
 import metrics.detectors
@@ -59,13 +59,6 @@ def sets(tmp_path: Path) -> tuple[Path, Path]:
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (30, 50, 4), dtype=np.uint8)).save(tmp_path / "b" / "alpha.png")
     return zip_of(tmp_path / "a"), zip_of(tmp_path / "b")
-
-
-def the_error(done: Result) -> str:
-    """The one line of an error with exit code 2."""
-    assert done.exit_code == 2, (done.output, done.exception)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
-    return line
 
 
 # Two sets.
@@ -147,6 +140,9 @@ def test_detector_errors(args: list[str], words: str, sets: tuple[Path, Path]) -
 def networks(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("networks")
     return {"dicgan": make_network(tiny_set, folder / "dicgan.pkl", "dicgan_demo"),
+            "icgan": make_network(tiny_set, folder / "icgan.pkl", "icgan_demo", cond=True),
+            "disp": make_network(tiny_set, folder / "disp.pkl", "disp_demo", generator="stylegan2"),
+            "clusters": make_network(tiny_set, folder / "clusters.pkl", "logogan_demo"),
             "plain": make_network(tiny_set, folder / "plain.pkl", "fastgan_demo"),
             "cond": make_network(tiny_set, folder / "cond.pkl", "fastgan_demo", cond=True)}
 
@@ -218,11 +214,61 @@ def test_the_data_set_of_the_checkpoint(networks: dict[str, Path], tiny_set: Pat
     assert "python dataset_tool.py --source" in the_error(call(*asked, moved, "--data", tmp_path / "raw"))
 
 
-def test_ds_own_network_is_refused(networks: dict[str, Path], tmp_path: Path) -> None:
-    own = rewritten(networks["plain"], tmp_path / "own.pkl",
-                    lambda c: c["D"].update(backbone="tf_efficientnet_lite2"))
+@pytest.mark.parametrize(("name", "place"), [("plain", ("D",)), ("disp", ("G", "encoder")),
+                                             ("clusters", ("conditioning", "encoder"))])
+def test_networks_own_features_are_refused(name: str, place: tuple[str, ...], networks: dict[str, Path],
+                                           tmp_path: Path) -> None:
+    """Of the discriminator, of the instances, of the clusters."""
+
+    def change(config: dict[str, Any]) -> None:
+        for key in place:
+            config = config[key]
+        config["backbone"] = "tf_efficientnet_lite2"
+
+    # The width of the features is the same, so that the network itself can still be built.
+    own = rewritten(networks[name], tmp_path / "own.pkl", change)
     line = the_error(call("--network", own, "--metrics", "fid20_full", "--device", "cpu"))
     assert "trained on tf_efficientnet_lite2 itself" in line
+
+
+SOURCES = [("dicgan", ["--prior", "vicinal"], "prior"), ("icgan", ["--instances", "5"], "instances"),
+           ("disp", ["--prior", "gmm:2", "--trunc", "0.5"], "prior"), ("icgan", ["--ref", "SET"], "ref"),
+           ("clusters", [], "unconditional")]
+
+
+@pytest.mark.parametrize(("name", "args", "mode"), SOURCES, ids=str)
+def test_sources_of_conditions(name: str, args: list[str], mode: str, networks: dict[str, Path], tiny_set: Path,
+                               tmp_path: Path, quick_detector: None) -> None:
+    args = [str(tiny_set) if a == "SET" else a for a in args]
+    ranks = ["retrieval"] if mode == "ref" else []
+    done = call("--network", networks[name], "--metrics", ",".join(["fid20_full", *ranks]), *args, "--outdir", tmp_path,
+                "--device", "cpu")
+    assert done.exit_code == 0, (done.output, done.exception)
+    (record,) = records(tmp_path, "fid20_full")
+    assert record["conditions"]["mode"] == mode
+    if mode in ("prior", "instances"):
+        assert record["conditions"]["prior_set"]["fingerprint"] == record["dataset"]["fingerprint"]
+    if "--trunc" in args:
+        assert record["conditions"]["truncation"] == 0.5
+    if ranks:
+        (found,) = records(tmp_path, "retrieval")
+        assert {"retrieval_median_rank", "retrieval_similarity", "retrieval_shuffled"} <= set(found["results"])
+
+
+def test_priors_are_of_the_training_set_whatever_is_measured_against(
+        networks: dict[str, Path], tiny_set: Path, tmp_path: Path, quick_detector: None) -> None:
+    make_pictures(tmp_path / "raw", 5, 32)
+    done = run_script("dataset_tool.py", "--source", tmp_path / "raw", "--dest", tmp_path / "other.zip",
+                      "--resolution", "32")
+    assert done.returncode == 0, done.stderr
+    asked = ("--metrics", "fid20_full", "--device", "cpu", "--prior", "train", "--outdir", tmp_path, "--data",
+             tmp_path / "other.zip", "--network")
+    assert call(*asked, networks["dicgan"]).exit_code == 0
+    (record,) = records(tmp_path, "fid20_full")
+    trained = checkpoint.load(networks["dicgan"], "gan")["config"]["data"]["fingerprint"]
+    assert record["conditions"]["prior_set"]["fingerprint"] == trained != record["dataset"]["fingerprint"]
+    moved = rewritten(networks["dicgan"], tmp_path / "moved.pkl", lambda c: c["data"].update(path="/gone/set.zip"))
+    assert "/gone/set.zip, which is not there any more" in the_error(call(*asked, moved))
 
 
 @pytest.mark.parametrize(("args", "words"), [
@@ -231,7 +277,11 @@ def test_ds_own_network_is_refused(networks: dict[str, Path], tmp_path: Path) ->
     (["--network", "SET"], "tiny.zip cannot be read as a checkpoint"),
     (["--network", "dicgan"], "--ldm"),
     (["--network", "dicgan", "--ref", "nowhere"], "nowhere does not exist"),
-    (["--network", "dicgan", "--ref", "SET", "--ldm", "dicgan"], "is a generator checkpoint"),
+    (["--network", "dicgan", "--ldm", "dicgan"], "is a generator checkpoint"),
+    (["--network", "dicgan", "--ref", "SET", "--ldm", "dicgan"], "--ldm, --ref all say"),
+    (["--network", "dicgan", "--prior", "gnn"], "--prior gnn: choose train"),
+    (["--network", "icgan", "--prior", "gmm:2"], "--prior gmm:2 draws no classes"),
+    (["--network", "dicgan", "--ref", "SET", "--trunc", "0.5"], "--trunc 0.5"),
     (["--network", "dicgan", "--ref", "SET", "--eta", "1"], "--eta belong to --ldm"),
     (["--network", "dicgan", "--ref", "SET", "--gpus", "2"], "--gpus 2"),
     (["--network", "plain", "--ref", "SET"], "takes no instance latents"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import run_script
-from test_presets import CPU, TINY, assert_equal, data_facts
+from runs import CPU, assert_equal, tiny_config
 
 from dnnlib import UserError
 from dnnlib.cli import format_seeds, next_run_dir, parse_seeds
@@ -29,9 +29,9 @@ from ldm.unet import num_levels
 from torch_utils import checkpoint
 from torch_utils.rng import generator
 from training.dataset import ImageDataset
-from training.presets import resolve as resolve_gan
 from training.run_state import RunState
-from training.sampling import encode_images, load_gan
+from training.sampling import load_gan
+from training.sources import encode_images
 
 LINEAR = schedule.alpha_bars()
 
@@ -395,8 +395,7 @@ def test_nonfinite_stops_before_the_update(what: str) -> None:
 def gan_path(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained DIC-GAN with a convolutional encoder."""
     dataset = ImageDataset(tiny_set, mirror=True)
-    overrides = {**TINY, "mirror": True, "latent": (4, 1, 1), "encoder": "joint", "sigma": 0.5}
-    run = RunState(resolve_gan("dicgan_demo", overrides, data_facts(dataset)), CPU)
+    run = RunState(tiny_config("dicgan_demo", dataset, encoder="joint"), CPU)
     path = tmp_path_factory.mktemp("gan") / "gan.pkl"
     run.save(path)
     return path
