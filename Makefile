@@ -1,16 +1,20 @@
 # make demo   real images in, trained DIC-GAN and latent DDIM, samples, metrics and an HTML report out
 # make test   lint, types and the whole test suite
+# make test-matrix   every preset on every kind of data set, all combinations: some hours
 PYTHON ?= python3
 BIN := .venv/bin
 MINUTES ?= 10
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-matrix lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/python demo/run.py --minutes $(MINUTES)
 
 test: .venv/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-matrix: .venv/.installed-dev
+	TEST_MATRIX=whole $(BIN)/python -m pytest tests/test_matrix.py -n 2 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -96,12 +96,12 @@ def start(flags: dict[str, Any]) -> bool:
             "label_dim": dataset.label_dim, "fingerprint": dataset.fingerprint}
     config = resolve(cfg, flags, data)
     construct(config["run"])
-    check_builds(config)
     check_metrics(config)
     init_state = None
     if init_path:
         from training.run_state import load_state
         init_state = load_state(init_path)
+    check_builds(config, init_path, init_state)
     click.echo(json.dumps(config, indent=2))
     if dry_run:
         click.echo("Dry run: nothing was trained or written.")
@@ -153,14 +153,17 @@ def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None) ->
     return ImageDataset(path, use_labels=cond, mirror=mirror, max_images=max_images)
 
 
-def check_builds(config: dict[str, Any]) -> None:
-    """Builds everything without memory for its weights, so that what can't be built is refused at once."""
+def check_builds(config: dict[str, Any], init_path: str | None, init_state: dict[str, Any] | None) -> None:
+    """Builds everything without memory for its weights, so that what can't be built, or can't start from the
+    weights of ``--init-from``, is refused at once."""
     import torch
 
     from training.run_state import RunState
 
     with torch.device("meta"):
-        RunState(config, torch.device("meta"))
+        run = RunState(config, torch.device("meta"))
+    if init_path and init_state:
+        run.check_init(init_path, init_state)
 
 
 def check_metrics(config: dict[str, Any]) -> None:

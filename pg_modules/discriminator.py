@@ -12,18 +12,9 @@ from torch import nn
 
 from dnnlib import UserError
 from pg_modules.backbones import Backbone, load_backbone
+from pg_modules.conditions import INSTANCE, LABEL, TIME, ConditionProjection, split_parts, with_time
 from pg_modules.diffaug import diffaug, parse_policy
-from pg_modules.layers import (
-    INSTANCE,
-    LABEL,
-    TIME,
-    ConditionProjection,
-    SNConv2d,
-    freeze_blocks,
-    resize_map,
-    split_parts,
-    with_time,
-)
+from pg_modules.layers import SNConv2d, freeze_blocks, resize_map
 from pg_modules.projector import Projector
 
 # Output channels of the down-blocks of a head with all four; heads with fewer have the last ones.

@@ -17,18 +17,7 @@ from torch.nn import functional as F
 
 from dnnlib import UserError
 from pg_modules.backbones import Backbone, load_backbone
-
-
-def rms_normalize(f: torch.Tensor) -> torch.Tensor:
-    """Divides each sample of f [N, C, H, W] by its root mean square over C, H, W."""
-    return f * (f.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-8).rsqrt()
-
-
-def inverse_sqrt(covariance: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
-    """Symmetric inverse square root of [C, C]; eigenvalues are raised to `floor` × their mean."""
-    values, vectors = torch.linalg.eigh(covariance.double())
-    values = values.clamp_min(floor * values.mean().clamp_min(1e-12))
-    return ((vectors * values.rsqrt()) @ vectors.T).to(covariance.dtype)
+from pg_modules.whitening import Whitening, moments, rms_normalize
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -49,39 +38,6 @@ class Encoder(nn.Module, abc.ABC):
     @abc.abstractmethod
     def fit(self, images: Iterable[torch.Tensor]) -> None:
         """Adapts stored statistics to batches of images [N, 3, R, R] in [-1, 1], once before training."""
-
-
-class Whitening(nn.Module):
-    """Removes mean and covariance of the channels of [N, C, H, W] by running statistics.
-
-    The statistics follow the batches of forward passes that build a graph (the generator's steps); no
-    gradient flows through them.
-    """
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.02) -> None:
-        """momentum: weight of the newest batch in the running statistics."""
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("covariance", torch.eye(channels))
-
-    @torch.no_grad()
-    def observe(self, x: torch.Tensor, momentum: float) -> None:
-        """Moves the statistics towards those of x by `momentum`; 1 replaces them."""
-        rows = x.float().movedim(1, -1).flatten(0, -2)
-        centred = rows - rows.mean(0)
-        self.mean.lerp_(rows.mean(0), momentum)
-        self.covariance.lerp_(centred.T @ centred / max(len(rows) - 1, 1), momentum)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # statistics need all of float32
-            if self.training and torch.is_grad_enabled():
-                self.observe(x, self.momentum)
-            weight = inverse_sqrt(self.covariance)
-            return F.conv2d(x.float() - self.mean[:, None, None], weight[:, :, None, None])
 
 
 class Backboned(Encoder):
@@ -158,24 +114,21 @@ class FrozenEncoder(Backboned):
                  weights: str | None = None, input_size: int | None = None) -> None:
         """As `Backboned`."""
         super().__init__(latent_shape, img_resolution, backbone, weights, input_size)
+        if self.latent_shape[0] > self.backbone.feature_dim:
+            raise UserError(f"--latent {self.latent_shape[0]}: {backbone} has {self.backbone.feature_dim} features "
+                            "only.")
         self.register_buffer("mean", torch.zeros(self.backbone.feature_dim))
         self.register_buffer("projection", torch.zeros(self.latent_shape[0], self.backbone.feature_dim))
 
     @torch.no_grad()
     def fit(self, images: Iterable[torch.Tensor]) -> None:
-        features = torch.cat([self.grid(img).movedim(1, -1).flatten(0, -2) for img in images]).double()
+        count, mean, covariance = moments(self.grid(img).movedim(1, -1).flatten(0, -2) for img in images)
         dims = self.latent_shape[0]
-        if len(features) <= dims:
-            raise UserError(
-                f"--latent {dims}: the data set has {len(features)} images (flips included), "
-                f"too few to whiten {dims} dimensions; use --latent {max(2, len(features) // 4)} or more images."
-            )
-        if dims > features.shape[1]:
-            raise UserError(f"--latent {dims}: {self.backbone.name} has {features.shape[1]} features only.")
-        mean = features.mean(0)
-        centred = features - mean
+        if count <= dims:
+            raise UserError(f"--latent {dims}: the data set has {count} features to whiten (flips included), too few "
+                            f"for {dims} dimensions; use --latent {max(2, count // 4)} or more images.")
         # Eigenvectors of the covariance are the principal axes; signs are fixed for repeatability.
-        variances, axes = torch.linalg.eigh(centred.T @ centred / (len(features) - 1))
+        variances, axes = torch.linalg.eigh(covariance)
         variances, axes = variances.flip(0)[:dims], axes.T.flip(0)[:dims]
         axes = axes * torch.where(axes.sum(1, keepdim=True) < 0, -1.0, 1.0)
         self.mean.copy_(mean)

@@ -11,6 +11,7 @@ from torch import nn
 
 import dnnlib
 from dnnlib import UserError
+from pg_modules.conditions import VectorEmbedding, embed_condition
 from pg_modules.layers import (
     ConditionalNorm,
     NoiseInjection,
@@ -18,8 +19,6 @@ from pg_modules.layers import (
     SNConv2d,
     SNConvTranspose2d,
     SNUpConv2d,
-    VectorEmbedding,
-    embed_condition,
     normalize_second_moment,
     resize_map,
 )

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
+from pg_modules.conditions import LABEL, ConditionProjection, with_time
 from pg_modules.diffaug import diffaug as augmented
 from pg_modules.diffaug import parse_policy
 from pg_modules.fastgan import RESOLUTIONS, SkipExcitation
-from pg_modules.layers import LABEL, ConditionProjection, SNConv2d, SNUpConv2d, freeze_blocks, resize_map, with_time
+from pg_modules.layers import SNConv2d, SNUpConv2d, freeze_blocks, resize_map
 
 LAST = 8  # short side of the maps that logits and reconstructions are made from
 MAX_START = 256  # short side at which the two-path blocks start at most; larger images are first halved plainly

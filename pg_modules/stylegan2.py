@@ -10,8 +10,9 @@ from torch import nn
 
 import dnnlib
 from dnnlib import UserError
+from pg_modules.conditions import split_parts
 from pg_modules.fastgan import RESOLUTIONS
-from pg_modules.layers import NoiseInjection, NoiseSource, normalize_second_moment, resize_map, split_parts
+from pg_modules.layers import NoiseInjection, NoiseSource, normalize_second_moment, resize_map
 from pg_modules.modulation import Modulation, modulate_h
 from pg_modules.stylegan2_ops import Dense, EqualConv, bias_act, fir_filter, modulated_conv, upfirdn2d
 

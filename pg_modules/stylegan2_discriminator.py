@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pg_modules.ada import AdaAugment
-from pg_modules.layers import LABEL, freeze_blocks, normalize_second_moment, resize_map, split_parts, with_time
+from pg_modules.conditions import LABEL, split_parts, with_time
+from pg_modules.layers import freeze_blocks, normalize_second_moment, resize_map
 from pg_modules.stylegan2_ops import Dense, EqualConv
 
 SMALLEST = 4  # short side of the last map

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dnnlib import UserError
-from pg_modules.encoder import ConstantEncoder, FrozenEncoder, HeadEncoder, JointEncoder, Whitening, rms_normalize
+from pg_modules.encoder import ConstantEncoder, FrozenEncoder, HeadEncoder, JointEncoder
 from pg_modules.modulation import Modulation
+from pg_modules.whitening import Whitening, rms_normalize
 from training.diagnostics import collapse_warning, effective_rank, mean_cosine
 from training.diffused_instance import (
     check_sigma,
@@ -172,3 +173,22 @@ def test_too_few_images_to_whiten() -> None:
 def test_constant_encoder_ignores_the_image() -> None:
     encoder = ConstantEncoder((4, 1, 1))
     assert torch.equal(encoder(pictures(2))[0], encoder(pictures(3))[2])
+
+
+@pytest.mark.parametrize("kind", [FrozenEncoder, HeadEncoder])
+def test_frozen_features_on_a_grid_are_whitened_by_channel(kind: type) -> None:
+    encoder = kind((6, 2, 2), 64, input_size=64)
+    images = torch.nn.functional.interpolate(pictures(), size=64, mode="bilinear")
+    encoder.eval().fit([images[:24], images[24:]])
+    with torch.no_grad():
+        raw = encoder.components(images).movedim(1, -1).flatten(0, -2)
+        f = encoder(images)
+    torch.testing.assert_close(torch.cov(raw.T), torch.eye(6), atol=2e-3, rtol=0)
+    assert f.shape == (64, 6, 2, 2)
+    assert f.flatten(2).std(2).min() > 0  # cells of an image differ
+    torch.testing.assert_close(f.square().mean((1, 2, 3)), torch.ones(64))
+
+
+def test_more_dimensions_than_features_are_refused() -> None:
+    with pytest.raises(UserError, match="1280 features only"):
+        FrozenEncoder((1281, 1, 1), 64)

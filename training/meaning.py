@@ -104,6 +104,12 @@ def _check_instances(row: dict[str, Any], given: Mapping[str, Any], data: Mappin
                             f"{row['encoder']} changes; use --encoder frozen or --target paired.")
         if str(row["sigma"]).startswith("uniform"):
             raise UserError("--target resampled: Eq. 4 is for one sigma; use --target paired with --sigma uniform:MAX.")
+    if row["encoder"] in ("frozen", "head"):
+        channels, height, width = row["latent"]
+        vectors = data["num_images"] * (2 if row["mirror"] else 1) * height * width
+        if channels >= vectors:
+            raise UserError(f"--latent {channels}: the data set has {vectors} features to whiten (flips included), too "
+                            f"few for {channels} dimensions; use --latent {max(2, vectors // 4)} or more images.")
     if row["encoder"] in ("joint", "constant") and ("features" in given or "feature_weights" in given):
         raise UserError(f"--features: --encoder {row['encoder']} looks through no frozen network; leave it out.")
 

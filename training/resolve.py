@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnnlib import UserError
-from pg_modules.layers import INSTANCE, LABEL, TIME
+from pg_modules.conditions import INSTANCE, LABEL, TIME
 from training.meaning import check_meaning
 from training.objectives import lazy_adam
 from training.presets import preset

@@ -79,11 +79,10 @@ class RunState:
             getattr(self, name).load_state_dict(state[name])
         self.progress = dict(state["progress"])
 
-    def init_from(self, path: str, state: dict[str, Any]) -> None:
-        """Takes weights from another run's checkpoint (``--init-from``); raises `UserError` if they don't fit."""
-        for name in ("G", "D", "G_ema"):
-            # A new run starts at G_ema, the better of the two generators.
-            source = state["G_ema" if name == "G" else name]
+    def check_init(self, path: str, state: dict[str, Any]) -> None:
+        """Raises `UserError` if the weights of another run's checkpoint don't fit (``--init-from``)."""
+        for name in ("G_ema", "D"):
+            source = state[name]
             target = getattr(self, name).state_dict()
             odd = sorted(set(target) ^ set(source)) + sorted(
                 key for key in set(target) & set(source) if target[key].shape != source[key].shape)
@@ -93,7 +92,13 @@ class RunState:
                     f"train with the options of that run (--cfg {state['config']['cfg']}, "
                     f"{state['config']['G']['img_resolution']} px) or without --init-from."
                 )
-            getattr(self, name).load_state_dict(source)
+
+    def init_from(self, path: str, state: dict[str, Any]) -> None:
+        """Takes weights from another run's checkpoint; raises `UserError` as `check_init`."""
+        self.check_init(path, state)
+        # A new run starts at G_ema, the better of the two generators.
+        for name, source in (("G", "G_ema"), ("G_ema", "G_ema"), ("D", "D")):
+            getattr(self, name).load_state_dict(state[source])
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint atomically."""
