@@ -27,8 +27,8 @@ def test_ci_and_readme_name_the_two_commands() -> None:
 
 def test_every_requirement_is_imported() -> None:
     names = {"torch", "torchvision", "timm", "click", "numpy", "pillow", "psutil", "tqdm", "tensorboard", "lmdb",
-             "safetensors"}
-    modules = {"pillow": "PIL"}
+             "safetensors", "faiss-cpu", "scikit-learn"}
+    modules = {"pillow": "PIL", "faiss-cpu": "faiss", "scikit-learn": "sklearn"}
     code = "\n".join(path.read_text() for path in ROOT.rglob("*.py") if ".venv" not in path.parts)
     for line in requirements():
         name = line.split("==")[0]
@@ -36,3 +36,9 @@ def test_every_requirement_is_imported() -> None:
             assert re.search(rf"(import|from) {modules.get(name, name)}\b|utils\.{name}", code), name
         else:  # weights, found by file
             assert name in code
+
+
+def test_table_of_combinations_is_the_presets() -> None:
+    from training.combinations import table
+
+    assert table() in (ROOT / "docs/methods.md").read_text(encoding="utf-8")

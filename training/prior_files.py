@@ -17,9 +17,9 @@ from training.tables import LatentTable
 
 def fit_prior(gan: Gan, spec: Spec, dataset: ImageDataset) -> LatentPrior:
     """The prior that `spec` asks for, over G's latents of the images of `dataset` (unflipped)."""
-    table = LatentTable.encode(gan.G.encoder, dataset, range(dataset.num_images), gan.device)
     labels = gan.conditioning.labels_of(dataset)
-    prior = fit(spec, table, None if labels is None else torch.tensor(labels))
+    with LatentTable.temporary(gan.G.encoder, dataset, gan.device) as table:
+        prior = fit(spec, table, None if labels is None else torch.tensor(labels))
     prior.provenance = {
         "mode": "instances" if spec.kind == "instances" else "prior", "prior": str(spec),
         "prior_set": {"name": dataset.name, "num_images": dataset.num_images, "fingerprint": dataset.fingerprint},

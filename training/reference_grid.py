@@ -33,10 +33,10 @@ def comparison_features(gan: Gan, img: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def nearest_images(gan: Gan, cells: torch.Tensor, dataset: ImageDataset) -> torch.Tensor:
     """The training image (unflipped) nearest to each of `cells`; both uint8 [n, C, H, W]."""
-    bank = LatentTable.encode(lambda img: comparison_features(gan, img), dataset, range(dataset.num_images), gan.device)
     queries = torch.cat([comparison_features(gan, to_float(part.to(gan.device))).float().cpu()
                          for part in cells.split(64)])
-    indices, _ = nearest_rows(queries, bank.flat())
+    with LatentTable.temporary(lambda img: comparison_features(gan, img), dataset, gan.device) as bank:
+        indices, _ = nearest_rows(queries, bank.flat())
     return torch.stack([dataset[int(i)][0] for i in indices[:, 0]])
 
 

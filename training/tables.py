@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,14 @@ class LatentTable:
 
         path = None if folder is None else folder / "latents.npy"
         return cls(FeatureStore.build(path, len(indices), shape.numel(), flat(), LIMIT_BYTES), shape)
+
+    @classmethod
+    @contextlib.contextmanager
+    def temporary(cls, net: Callable[[torch.Tensor], torch.Tensor], dataset: ImageDataset,
+                  device: torch.device) -> Iterator[LatentTable]:
+        """Of all unflipped images of a data set; a file that it needs is removed in the end."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield cls.encode(net, dataset, range(dataset.num_images), device, Path(folder))
 
     def __len__(self) -> int:
         return self.count
