@@ -84,8 +84,11 @@ def start(flags: dict[str, Any]) -> bool:
     from training.resolve import resolve
 
     cfg, outdir, desc = flags.pop("cfg"), Path(flags.pop("outdir")), flags.pop("desc")
-    device, dry_run, init_path = flags.pop("device"), flags.pop("dry_run"), flags.pop("init_from")
+    dry_run, init_path = flags.pop("dry_run"), flags.pop("init_from")
+    device = open_device(flags.pop("device"))
     flags.pop("resume")
+    if flags["feature_weights"] is not None:
+        flags["feature_weights"] = os.path.abspath(flags["feature_weights"])
     if flags["sigma"] == "auto":
         flags["sigma"] = "auto:5"
     mirror = preset(cfg)["mirror"] if flags["mirror"] is None else flags["mirror"]
@@ -123,6 +126,7 @@ def resume(flags: dict[str, Any], ctx: click.Context) -> bool:
         odd = sorted("--" + key.replace("_", "-") for key in given - CONTINUE_ONLY)
         raise UserError(f"{', '.join(odd)} cannot change in a resumed run; leave it out, or start a new run with "
                         "--outdir, --data, --cfg and --init-from.")
+    device = open_device(flags["device"])
     run_dir = Path(flags["resume"])
     snapshots = list_snapshots(run_dir) if run_dir.is_dir() else []
     if not snapshots:
@@ -143,7 +147,14 @@ def resume(flags: dict[str, Any], ctx: click.Context) -> bool:
     if flags["dry_run"]:
         click.echo(json.dumps(config, indent=2) + "\nDry run: nothing was trained or written.")
         return True
-    return launch(config, run_dir, dataset, flags["device"], state, None)
+    return launch(config, run_dir, dataset, device, state, None)
+
+
+def open_device(name: str) -> Any:
+    """The device of ``--device``, or a `UserError` before anything is written."""
+    from torch_utils.device import select_device
+
+    return select_device(name)
 
 
 def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None) -> Any:
@@ -158,10 +169,13 @@ def check_builds(config: dict[str, Any], init_path: str | None, init_state: dict
     weights of ``--init-from``, is refused at once."""
     import torch
 
+    from dnnlib import construct
     from training.run_state import RunState
 
     with torch.device("meta"):
         run = RunState(config, torch.device("meta"))
+        if config["conditioning"].get("encoder"):
+            construct(config["conditioning"]["encoder"])
     if init_path and init_state:
         run.check_init(init_path, init_state)
 
@@ -169,26 +183,26 @@ def check_builds(config: dict[str, Any], init_path: str | None, init_state: dict
 def check_metrics(config: dict[str, Any]) -> None:
     """Unknown metric names, and a detector that the networks look through, are an error before training."""
     if config["run"]["metrics"] != "none":
-        from metrics.detectors import check_not_own
         from metrics.names import parse_metrics
         from training.run_state import frozen_networks
 
-        check_not_own(DETECTOR, *frozen_networks(config))
+        networks = frozen_networks(config)
+        if f"tf_{DETECTOR}" in networks:
+            raise UserError(f"--metrics: they look at images through {DETECTOR}, which this run would train on itself; "
+                            "use --metrics none, and calc_metrics.py with another --detector.")
 
         if any(metric.kind == "retrieval" for metric in parse_metrics(config["run"]["metrics"])):
             raise UserError("--metrics retrieval: train.py logs retrieval at every tick already; leave it out here.")
 
 
-def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device_name: str,
+def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
            state: dict[str, Any] | None, init: tuple[str, dict[str, Any]] | None) -> bool:
     """Builds the run, restores it if there is a state, and trains with everything printed copied to log.txt."""
-    from torch_utils.device import select_device
     from training.logs import Tee, describe
     from training.preparation import prepare
     from training.run_state import RunState
     from training.training_loop import Trainer
 
-    device = select_device(device_name)
     with Tee(run_dir / "log.txt"):
         click.echo(f"Run directory: {run_dir}")
         run = RunState(config, device)

@@ -46,8 +46,9 @@ class Backboned(Encoder):
     trainable = False
 
     def __init__(self, latent_shape: Sequence[int], img_resolution: int, backbone: str, weights: str | None,
-                 input_size: int | None) -> None:
-        """img_resolution: short side of the images. weights: file for a network outside the manifest.
+                 sha256: str | None, input_size: int | None) -> None:
+        """img_resolution: short side of the images. weights: file for a network outside the manifest; sha256: of it,
+        to be sure that a trained generator gets the features that it was trained with; None = any.
 
         input_size: short side that images are resized to for the network; None = their own, at least 128.
         """
@@ -55,6 +56,9 @@ class Backboned(Encoder):
         self.input_size = input_size or max(img_resolution, 128)
         # In a list, so that the network's weights stay out of the checkpoint: the manifest pins them.
         self._backbone = [load_backbone(backbone, weights)]
+        if sha256 not in (None, self.backbone.weights_hash):
+            raise UserError(f"The weights of {backbone} are not those that this network was trained with "
+                            f"({self.backbone.weights_hash[:12]}, not {str(sha256)[:12]}); put the former file back.")
         most = self.backbone.map_sizes(self.input_size)[-1]
         if min(self.latent_shape[1:]) > most:
             shape = "x".join(map(str, latent_shape))
@@ -89,10 +93,10 @@ class FeatureEncoder(Backboned):
     normalization = "unit"
 
     def __init__(self, img_resolution: int, backbone: str = "tf_efficientnet_lite0", weights: str | None = None,
-                 input_size: int | None = None) -> None:
+                 sha256: str | None = None, input_size: int | None = None) -> None:
         """As `Backboned`; the width of f is the network's."""
         super().__init__((load_backbone(backbone, weights).feature_dim, 1, 1), img_resolution, backbone, weights,
-                         input_size)
+                         sha256, input_size)
 
     def normalize(self, f: torch.Tensor) -> torch.Tensor:
         return F.normalize(f, dim=1)
@@ -111,9 +115,9 @@ class FrozenEncoder(Backboned):
     projection: torch.Tensor
 
     def __init__(self, latent_shape: Sequence[int], img_resolution: int, backbone: str = "tf_efficientnet_lite0",
-                 weights: str | None = None, input_size: int | None = None) -> None:
+                 weights: str | None = None, sha256: str | None = None, input_size: int | None = None) -> None:
         """As `Backboned`."""
-        super().__init__(latent_shape, img_resolution, backbone, weights, input_size)
+        super().__init__(latent_shape, img_resolution, backbone, weights, sha256, input_size)
         if self.latent_shape[0] > self.backbone.feature_dim:
             raise UserError(f"--latent {self.latent_shape[0]}: {backbone} has {self.backbone.feature_dim} features "
                             "only.")
@@ -148,9 +152,10 @@ class HeadEncoder(FrozenEncoder):
     trainable = True
 
     def __init__(self, latent_shape: Sequence[int], img_resolution: int, backbone: str = "tf_efficientnet_lite0",
-                 weights: str | None = None, input_size: int | None = None, hidden: int = 256) -> None:
+                 weights: str | None = None, sha256: str | None = None, input_size: int | None = None,
+                 hidden: int = 256) -> None:
         """As `Backboned`; hidden: width of the correction, which starts at zero."""
-        super().__init__(latent_shape, img_resolution, backbone, weights, input_size)
+        super().__init__(latent_shape, img_resolution, backbone, weights, sha256, input_size)
         features = self.backbone.feature_dim
         last = nn.Linear(hidden, self.latent_shape[0])
         nn.init.zeros_(last.weight)
@@ -159,9 +164,9 @@ class HeadEncoder(FrozenEncoder):
         self.whitening = Whitening(self.latent_shape[0])
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            grid = self.grid(img) - self.mean[:, None, None]
-            components = F.conv2d(grid, self.projection[:, :, None, None])
+        # With a graph where the image has one: the information term reaches G through here.
+        grid = self.grid(img) - self.mean[:, None, None]
+        components = F.conv2d(grid, self.projection[:, :, None, None])
         f = components + self.correction(grid.movedim(1, -1)).movedim(-1, 1)
         return self.normalize(self.whitening(f))
 

@@ -161,7 +161,7 @@ class Generator(nn.Module):
     img_resolution  short side of the image, a power of two from 32 to 1024
     img_channels  channels of the image
     aspect        height and width in multiples of the short side
-    channel_base, channel_max  a map of short side s has min(channel_base // s, channel_max) channels
+    channel_base, channel_max  a map of short side s has min(channel_base // s, channel_max) channels, at least 1
     map_layers    layers of the mapping network
     """
 
@@ -184,7 +184,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleDict()
         side, channels = 4, 0
         while side <= img_resolution:
-            wide = min(channel_base // side, channel_max)
+            wide = max(min(channel_base // side, channel_max), 1)
             size = (side * aspect[0], side * aspect[1])
             self.blocks[str(side)] = SynthesisBlock(channels, wide, w_dim, size, img_channels, map_channels)
             side, channels = side * 2, wide

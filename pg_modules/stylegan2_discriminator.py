@@ -74,7 +74,7 @@ class Discriminator(nn.Module):
     c_parts            widths of the parts of c by name; None = no c. The logit is the projection on the mapped c; with
                        other parts than "label" an unconditional logit is added (IC-GAN, DISP)
     h_channels         channels of the noised representation beside the epilogue's map, 0 for none
-    channel_base, channel_max  a map of side S has channel_base / S channels, at most channel_max
+    channel_base, channel_max  a map of side S has channel_base / S channels, at least 1 and at most channel_max
     mbstd_group_size   samples that `minibatch_std` takes together
     map_layers         fully connected layers that map c
     cmap_dim           width of the mapped c; None = channels of the last map
@@ -95,7 +95,7 @@ class Discriminator(nn.Module):
         self.c_parts = dict(c_parts or {})
         self.augment = AdaAugment() if ada else None
 
-        channels = [min(channel_base // (img_resolution >> i), channel_max) for i in range(steps + 1)]
+        channels = [max(min(channel_base // (img_resolution >> i), channel_max), 1) for i in range(steps + 1)]
         last = channels[-1]
         self.from_rgb = EqualConv(img_channels, channels[0], 1, activation="lrelu")
         self.blocks = nn.ModuleList(Block(channels[i], channels[i + 1]) for i in range(steps))

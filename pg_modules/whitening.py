@@ -16,9 +16,11 @@ def rms_normalize(f: torch.Tensor) -> torch.Tensor:
 
 def inverse_sqrt(covariance: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
     """Symmetric inverse square root of [C, C]; eigenvalues are raised to `floor` × their mean."""
-    values, vectors = torch.linalg.eigh(covariance.double())
+    # MPS has no float64: there the CPU does it.
+    exact = covariance.cpu().double() if covariance.device.type == "mps" else covariance.double()
+    values, vectors = torch.linalg.eigh(exact)
     values = values.clamp_min(floor * values.mean().clamp_min(1e-12))
-    return ((vectors * values.rsqrt()) @ vectors.T).to(covariance.dtype)
+    return ((vectors * values.rsqrt()) @ vectors.T).to(covariance)
 
 
 class Whitening(nn.Module):
@@ -55,10 +57,10 @@ class Whitening(nn.Module):
 
 
 def moments(batches: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Number, mean [D] and covariance [D, D] in float64 of rows [n, D], a batch in memory at a time."""
+    """Number, mean [D] and covariance [D, D] in float64 and on the CPU of rows [n, D], a batch in memory at a time."""
     count, shift, total, outer = 0, None, torch.zeros(()), torch.zeros(())
     for batch in batches:
-        rows = batch.double()
+        rows = batch.cpu().double()  # MPS has no float64
         if shift is None:
             shift = rows.mean(0)  # near the mean, so that little cancels in the end
             total, outer = torch.zeros_like(shift), torch.zeros(len(shift), len(shift)).to(shift)

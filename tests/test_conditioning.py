@@ -160,7 +160,8 @@ def test_forms_of_sigma(text: Any, parsed: tuple) -> None:
     assert parse_sigma(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["auto:x", "uniform:1", "uniform:0", "uniform:-1", "half", "uniform", 1.0])
+@pytest.mark.parametrize("text", ["auto:x", "auto:1", "auto:0.5", "uniform:1", "uniform:0", "uniform:-1", "half",
+                                  "uniform", 1.0])
 def test_other_sigmas_are_refused(text: Any) -> None:
     with pytest.raises(UserError, match="--sigma"):
         parse_sigma(text)

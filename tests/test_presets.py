@@ -13,7 +13,7 @@ from dnnlib import UserError, construct
 from training.dataset import ImageDataset
 from training.presets import DEFAULTS, PRESETS
 from training.resolve import resolve
-from training.run_state import load_state
+from training.run_state import RunState, load_state
 
 # What the matrix of presets (test_matrix.py) doesn't reach: one row, options that change what is built or drawn.
 VARIANTS = [
@@ -75,6 +75,45 @@ def test_every_choice_of_the_default_rows_is_built(tiny_set: Path) -> None:
     assert counts == {"fastgan": pytest.approx(105.68, abs=0.01), "fastgan_lite": pytest.approx(79.35, abs=0.01)}
 
 
+def test_a_generator_brings_along_what_belongs_to_it(tiny_set: Path) -> None:
+    """Any method with another generator trains that as its own preset does."""
+    data = data_facts(ImageDataset(tiny_set))
+    for suffix in ("", "_demo"):
+        own = resolve(f"stylegan2{suffix}", {}, data)
+        for cfg in ("icgan", "dicgan"):
+            other = resolve(f"{cfg}{suffix}", {"generator": "stylegan2", "latent": (4, 1, 1)} if cfg == "dicgan" else
+                            {"generator": "stylegan2"}, data)
+            assert other["optim"] == own["optim"]
+            assert other["D"]["separable"] is True
+            for key in ("class_name", "z_dim", "w_dim", "channel_base", "channel_max"):
+                assert other["G"][key] == own["G"][key]
+        back = resolve(f"stylegan2{suffix}", {"generator": "fastgan_lite"}, data)
+        assert back["optim"] == resolve(f"fastgan{suffix}", {}, data)["optim"]
+        assert resolve(f"icgan{suffix}", {"generator": "stylegan2", "glr": 1e-5}, data)["optim"]["glr"] == 1e-5
+
+
+def test_an_unconditional_network_can_get_a_condition(tiny_set: Path, tmp_path: Path) -> None:
+    """Fine-tuning (DISP): all weights that don't depend on the condition are taken, the frozen blocks stay."""
+    dataset = open_set(tiny_set, "disp_demo")
+    source = new_trainer(tiny_config("fastgan_demo", dataset), dataset, tmp_path)
+    step(source, dataset, 1)
+    source.run.save(tmp_path / "source.pkl")
+    state = load_state(tmp_path / "source.pkl")
+    tuned = RunState(tiny_config("disp_demo", dataset, freeze_d=1), torch.device("cpu"))
+    fresh = {key: value.clone() for key, value in tuned.G.state_dict().items()}
+    tuned.init_from("source.pkl", state)
+    G = tuned.G.state_dict()
+    for key in ("init.conv.weight", "blocks.16.conv1.weight", "to_rgb.weight"):
+        assert torch.equal(G[key], state["G_ema"][key])
+    assert torch.equal(G["embed.embeds.instance.weight"], fresh["embed.embeds.instance.weight"])
+    assert torch.equal(tuned.D.state_dict()["heads.0.down.0.0.weight"], state["D"]["heads.0.down.0.0.weight"])
+    assert not tuned.D.heads[0].down[0][0].weight.requires_grad
+    assert tuned.D.heads[0].cls.weight.requires_grad
+    other = RunState(tiny_config("disp_demo", dataset, ngf=4), torch.device("cpu"))
+    with pytest.raises(UserError, match="--init-from"):
+        other.check_init("source.pkl", state)
+
+
 REFUSED = [
     ("fastgan_lite", {"sigma": 0.3}, "--sigma"),
     ("fastgan_lite", {"encoder": "joint"}, "--encoder"),
@@ -95,6 +134,7 @@ REFUSED = [
     ("fastgan_lite", {"consistency": 1.0, "diffaug": ""}, "--consistency"),
     ("fastgan_lite", {"consistency": 1.0, "d_noise": "feature"}, "--consistency"),
     ("fastgan_lite", {"consistency": -1.0}, "--consistency"),
+    ("fastgan_lite", {"consistency": float("nan")}, "--consistency"),
     ("fastgan_lite", {"d_noise": "feature", "d_noise_target": 2.0}, "--d-noise-target"),
     ("fastgan_lite", {"objective": "least-squares"}, "--objective"),
     ("stylegan2", {"ngf": 8}, "--ngf"),

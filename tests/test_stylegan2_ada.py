@@ -282,6 +282,12 @@ def test_shapes(aspect: tuple[int, int], channels: int, c_parts: dict | None, h_
         net(img, torch.randn(N, 99), h)
 
 
+def test_few_channels_are_at_least_one() -> None:
+    G, D = stylegan2(channel_base=8), tiny(img_resolution=32, channel_base=8)
+    assert D(G(torch.randn(N, 8))).shape == (N, 1)
+    assert D.from_rgb.weight.shape[0] == 1
+
+
 def test_published_size() -> None:
     """Parameters of the official network at 256 px, 28.86 M, by its layer list."""
     with torch.device("meta"):

@@ -18,12 +18,20 @@ def select_device(name: str = "auto") -> torch.device:
         raise UserError(f"--device {name}: choose one of {', '.join(DEVICES)} (or cuda:N).")
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind == "auto":
-        return torch.device("cuda" if has["cuda"] else "mps" if has["mps"] else "cpu")
+        return _prepared(torch.device("cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"))
     if not has[kind]:
         raise UserError(f"--device {name}: this machine (or this build of torch) has none; use --device auto.")
     if index and int(index) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: only {torch.cuda.device_count()} CUDA device(s) are here.")
-    return torch.device(name)
+    return _prepared(torch.device(name))
+
+
+def _prepared(device: torch.device) -> torch.device:
+    """float32 means float32 (the official code switches TF32 off), and cuDNN repeats itself."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+    return device
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:

@@ -23,7 +23,9 @@ class Collector:
 
     def report(self, name: str, value: torch.Tensor | float) -> None:
         """Adds a scalar or all elements of a tensor under `name`."""
-        values = torch.as_tensor(value, dtype=torch.float64).detach().flatten().cpu()
+        # To the CPU before to float64, which MPS doesn't have.
+        given = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+        values = given.double().flatten()
         if values.numel() == 0:
             return
         moments = self._moments.setdefault(name, [0.0, 0.0, 0.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from training.loader import to_float
 from training.sampling import Gan, Sampler, encode
 
 SUBSET, QUERIES, SIDE = 256, 64, 128
+JUDGE = "tf_efficientnet_lite2"
 
 
 def mean_cosine(f: torch.Tensor) -> float:
@@ -37,19 +39,21 @@ def effective_rank(f: torch.Tensor) -> float:
 
 @dataclass
 class Diagnostics:
-    """The fixed subset and its detector features (EfficientNet-Lite2, which neither D nor f uses)."""
+    """The fixed subset and its features in EfficientNet-Lite2, None where D or f looks through that network itself."""
 
     dataset: ImageDataset
     indices: list[int]
-    gallery: torch.Tensor
+    gallery: torch.Tensor | None
     device: torch.device
 
     @classmethod
-    def create(cls, dataset: ImageDataset, seed: int, device: torch.device) -> Diagnostics:
-        """Takes up to 256 images (no flips) chosen by `seed`."""
+    def create(cls, dataset: ImageDataset, seed: int, device: torch.device, networks: Sequence[str]) -> Diagnostics:
+        """Takes up to 256 images (no flips) chosen by `seed`; networks: those that D and f look through."""
         order = torch.randperm(dataset.num_images, generator=generator(seed, "diagnostics"))
         indices = order[:SUBSET].tolist()
-        self = cls(dataset, indices, torch.empty(0), device)
+        self = cls(dataset, indices, None, device)
+        if JUDGE in networks:
+            return self
         images = [torch.stack([dataset[i][0] for i in indices[s:s + QUERIES]]) for s in range(0, len(indices), QUERIES)]
         self.gallery = torch.cat([self._features(part) for part in images])
         return self
@@ -57,7 +61,7 @@ class Diagnostics:
     @torch.no_grad()
     def _features(self, img_u8: torch.Tensor) -> torch.Tensor:
         img = F.interpolate(to_float(img_u8.to(self.device)), size=(SIDE, SIDE), mode="bicubic", antialias=True)
-        return load_backbone("tf_efficientnet_lite2").to(self.device).pooled(img).float().cpu()
+        return load_backbone(JUDGE).to(self.device).pooled(img).float().cpu()
 
     def measure(self, gan: Gan, seed: int) -> dict[str, float]:
         """Posterior perplexity (DIC-GAN), mean cosine and effective rank of f, and the median retrieval rank of x_i."""
@@ -65,18 +69,15 @@ class Diagnostics:
         count = min(QUERIES, len(f))
         labels = gan.conditioning.labels_of(self.dataset)
         sampler = Sampler(gan, references=f, labels=None if labels is None else [labels[i] for i in self.indices])
-        fakes = self._features(torch.cat(list(sampler.images(range(count)))))
-        ranks = retrieval_ranks(fakes, self.gallery, torch.arange(count))
         values = {}
         if sampler.sigma is not None:
             values["Latent/perplexity"] = posterior_perplexity(f, sampler.sigma, generator(seed, "perplexity"))
-        return {
-            **values,
-            "Latent/mean_cosine": mean_cosine(f),
-            "Latent/effective_rank": effective_rank(f),
-            "Latent/retrieval_rank": ranks.median().item(),
-            "Latent/retrieval_chance": (len(f) + 1) / 2,
-        }
+        values |= {"Latent/mean_cosine": mean_cosine(f), "Latent/effective_rank": effective_rank(f)}
+        if self.gallery is not None:
+            fakes = self._features(torch.cat(list(sampler.images(range(count)))))
+            values["Latent/retrieval_rank"] = retrieval_ranks(fakes, self.gallery, torch.arange(count)).median().item()
+            values["Latent/retrieval_chance"] = (len(f) + 1) / 2
+        return values
 
 
 def collapse_warning(values: dict[str, float], encoder: str) -> str | None:

@@ -72,7 +72,7 @@ def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
     try:
         for img_u8, labels, indices, draws in loader:
             yield Batch(img=to_float(img_u8.to(device, non_blocking=True)), labels=labels.to(device),
-                        indices=indices.to(device), draws=draws)
+                        indices=indices, draws=draws)
     except UserError as error:
         # A worker's error arrives with its traceback in front; the last line is the message.
         raise UserError(error.message.strip().splitlines()[-1].removeprefix("dnnlib.util.UserError: ")) from error

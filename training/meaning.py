@@ -7,6 +7,7 @@ from typing import Any
 
 from dnnlib import UserError
 from pg_modules.diffaug import parse_policy
+from training.conditioning.dicgan import parse_sigma
 
 # Option → (axis, values of that axis it belongs to, what these are called).
 BELONGS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -98,6 +99,7 @@ def _check_instances(row: dict[str, Any], given: Mapping[str, Any], data: Mappin
         if "info_weight" in given:
             raise UserError("--info-weight: a constant encoder holds no information to keep; leave it out.")
         row["info_weight"] = 0.0
+    _check_perplexity(row, data)
     if row["target"] == "resampled":
         if row["encoder"] not in ("frozen", "constant"):
             raise UserError(f"--target resampled: Eq. 4 needs the latents of all images at every step, which --encoder "
@@ -112,6 +114,14 @@ def _check_instances(row: dict[str, Any], given: Mapping[str, Any], data: Mappin
                             f"few for {channels} dimensions; use --latent {max(2, vectors // 4)} or more images.")
     if row["encoder"] in ("joint", "constant") and ("features" in given or "feature_weights" in given):
         raise UserError(f"--features: --encoder {row['encoder']} looks through no frozen network; leave it out.")
+
+
+def _check_perplexity(row: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """No σ shares a cluster among more images than there are; a constant f shares it among all."""
+    perplexity = parse_sigma(row["sigma"])[1] if row["conditioning"] == "dicgan" else None
+    if perplexity is not None and not perplexity < data["num_images"]:
+        raise UserError(f"--sigma {row['sigma']}: the perplexity must be below the number of images, "
+                        f"{data['num_images']}.")
 
 
 def _check_noise_and_objective(row: Mapping[str, Any]) -> None:
@@ -132,8 +142,8 @@ def _check_numbers(row: Mapping[str, Any]) -> None:
         if row[key] is not None and not row[key] > 0:
             raise UserError(f"{flag(key)} {row[key]}: must be above 0.")
     for key in ("info_weight", "consistency", "freeze_d", "gamma", "pl_weight", "reconstruction"):
-        if row[key] is not None and row[key] < 0:
+        if row[key] is not None and not row[key] >= 0:  # nor NaN
             raise UserError(f"{flag(key)} {row[key]:g}: must not be negative.")
     for key in ("d_noise_target", "ada_target"):
-        if row[key] is not None and not -1 < row[key] < 1:
-            raise UserError(f"{flag(key)} {row[key]:g}: the mean sign of D's logits lies between -1 and 1.")
+        if row[key] is not None and not 0 <= row[key] < 1:
+            raise UserError(f"{flag(key)} {row[key]:g}: give a mean sign of D's logits from 0 to 1, such as 0.6.")

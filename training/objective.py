@@ -157,10 +157,16 @@ class Objective:
     def information(self, fake: torch.Tensor, condition: Condition) -> torch.Tensor:
         """1 − cosine between f(G(z, h)) and sg(f(x_i)): G is paid for saying what its instance says. Scalar."""
         assert condition.f is not None
-        self.G.encoder.eval()  # running statistics of f follow real images only
+        encoder = self.G.encoder
+        trained = [p for p in encoder.parameters() if p.requires_grad]
+        encoder.eval()  # running statistics of f follow real images only
+        for parameter in trained:  # G is paid, f isn't: it would learn to say the same of everything
+            parameter.requires_grad_(False)
         with autocast(fake.device, self.amp):
-            seen = self.G.encoder(fake)
-        self.G.encoder.train()
+            seen = encoder(fake)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        encoder.train()
         return 1 - F.cosine_similarity(seen.float().flatten(1), condition.f.detach().flatten(1)).mean()
 
 

@@ -13,12 +13,12 @@ from dnnlib import UserError
 DEFAULTS: dict[str, Any] = {
     # Generator.
     "generator": "fastgan",  # fastgan | fastgan_lite | fastgan_original | stylegan2
-    "z_dim": 256,
-    "ngf": 128,  # FastGAN's channels at 128 px; other resolutions scale with it
-    "w_dim": 128,  # StyleGAN2
+    "z_dim": None,  # this and the next as the generator says (GENERATORS)
+    "ngf": None,  # FastGAN's channels at 128 px; other resolutions scale with it
+    "w_dim": None,  # StyleGAN2
     "map_depth": 2,  # StyleGAN2's mapping layers
-    "cbase": 32768,  # StyleGAN2's channels times resolution
-    "cmax": 512,  # StyleGAN2's most channels
+    "cbase": None,  # StyleGAN2's channels times resolution
+    "cmax": None,  # StyleGAN2's most channels
     # Conditioning.
     "conditioning": "none",  # none | cluster | selfcond | icgan | disp | dicgan; labels come with cond
     "cond": False,
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "backbone": "tf_efficientnet_lite0",
     "d_input": None,  # short side that D resizes images to; None = 224 below 224 px, else native
     "d_width": 1.0,  # factor on the heads' channels
-    "separable": False,  # separable convolutions in the heads
+    "separable": None,  # separable convolutions in the heads; as the generator says
     "ndf": 64,  # channels of the original FastGAN's D
     "diffaug": "color,translation,cutout",
     "freeze_d": 0,  # FreezeD: blocks of D that aren't trained
@@ -59,8 +59,8 @@ DEFAULTS: dict[str, Any] = {
     "ada_target": 0.6,  # StyleGAN2-ADA
     "ada_kimg": 500.0,  # StyleGAN2-ADA
     # Optimisation.
-    "glr": 2e-4,
-    "dlr": 2e-4,
+    "glr": None,  # as the generator says
+    "dlr": None,
     "betas": (0.0, 0.99),
     "batch": 64,
     "batch_gpu": "auto",
@@ -81,15 +81,31 @@ DEFAULTS: dict[str, Any] = {
     "workers": "auto",
 }
 
+# What belongs to a generator, wherever it is used: a row's own generator, or that of ``--generator``.
+_FASTGAN = {"z_dim": 256, "ngf": 128, "separable": False, "glr": 2e-4, "dlr": 2e-4}
+_STYLEGAN2 = {"z_dim": 64, "w_dim": 128, "cbase": 32768, "cmax": 512, "separable": True, "glr": 2e-3, "dlr": 2e-3}
+GENERATORS: dict[str, dict[str, Any]] = {
+    "fastgan": _FASTGAN,
+    "fastgan_lite": _FASTGAN,
+    "fastgan_original": {**_FASTGAN, "ngf": 64},
+    "stylegan2": _STYLEGAN2,
+}
+# The same at the size of a demo on a CPU.
+DEMO_GENERATORS: dict[str, dict[str, Any]] = {
+    "fastgan": {**_FASTGAN, "ngf": 16, "glr": 5e-4, "dlr": 5e-4},
+    "fastgan_lite": {**_FASTGAN, "ngf": 16, "glr": 5e-4, "dlr": 5e-4},
+    "fastgan_original": {**_FASTGAN, "ngf": 16, "ndf": 16},
+    "stylegan2": {**_STYLEGAN2, "cbase": 2048, "cmax": 128},
+}
+
 _DICGAN = {"conditioning": "dicgan", "encoder": "frozen", "latent": (16, 1, 1), "sigma": "auto:5",
            "target": "paired", "info_weight": 5.0, "mirror": True}
-_STYLEGAN2 = {"generator": "stylegan2", "z_dim": 64, "separable": True, "glr": 2e-3, "dlr": 2e-3}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Projected GAN (Sauer et al. 2021) and its generators.
     "fastgan": {},
     "fastgan_lite": {"generator": "fastgan_lite"},
-    "stylegan2": {**_STYLEGAN2},
+    "stylegan2": {"generator": "stylegan2"},
     # DIC-GAN.
     "dicgan": {**_DICGAN},
     "dicgan_lite": {"generator": "fastgan_lite", **_DICGAN},
@@ -104,37 +120,45 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Liu et al. 2021.
     "fastgan_original": {"generator": "fastgan_original", "discriminator": "fastgan", "diffaug": "color,translation",
                          "betas": (0.5, 0.999), "batch": 8},
-    # Karras et al. 2020, with the numbers of the official "auto" configuration.
-    "stylegan2_ada": {**_STYLEGAN2, "discriminator": "stylegan2", "z_dim": 512, "w_dim": 512, "cbase": 16384,
-                      "objective": "nonsaturating", "glr": 2.5e-3, "dlr": 2.5e-3, "diffaug": "", "mirror": True},
+    # Karras et al. 2020, with rates, widths and weights of the official "auto" configuration for 256 pixels.
+    "stylegan2_ada": {"generator": "stylegan2", "discriminator": "stylegan2", "z_dim": 512, "w_dim": 512,
+                      "cbase": 16384, "objective": "nonsaturating", "glr": 2.5e-3, "dlr": 2.5e-3, "diffaug": "",
+                      "mirror": True},
 }
 
-# Size of a demo on a CPU, from a first study: thin blocks, small D input, few images per step, high learning rates.
-_DEMO = {"generator": "fastgan_lite", "ngf": 16, "f_input": 64, "d_input": 64, "d_width": 0.5, "glr": 5e-4, "dlr": 5e-4,
-         "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4, "metrics": "none", "mirror": True}
-_DEMO_OF_GENERATOR: dict[str, dict[str, Any]] = {
-    "fastgan_original": {"generator": "fastgan_original", "ndf": 16, "glr": 2e-4, "dlr": 2e-4, "batch": 8},
-    "stylegan2": {"generator": "stylegan2", "cbase": 2048, "cmax": 128, "w_dim": 128, "z_dim": 64, "glr": 2e-3,
-                  "dlr": 2e-3},
-}
+# Size of a demo on a CPU, from a first study: small D input, few images per step, high learning rates.
+_DEMO = {"f_input": 64, "d_input": 64, "d_width": 0.5, "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4,
+         "metrics": "none", "mirror": True}
 
 
 def _demo(row: dict[str, Any]) -> dict[str, Any]:
-    """The row at the size of a demo."""
-    small = {**row, **_DEMO, **_DEMO_OF_GENERATOR.get(row.get("generator", "fastgan"), {})}
+    """The row at the size of a demo; FastGAN becomes FastGAN-lite."""
+    own = row.get("generator", DEFAULTS["generator"])
+    generator = "fastgan_lite" if own == "fastgan" else own
+    small = {**row, **_DEMO, **DEMO_GENERATORS[generator], "generator": generator}
     if "recluster" in row:
         small["recluster"] = 4.0
+    if row.get("discriminator") == "fastgan":
+        small["batch"] = 8
     return small
 
 
 PRESETS |= {f"{cfg}_demo": _demo(row) for cfg, row in PRESETS.items() if not cfg.endswith("_lite")}
 
 
-def preset(cfg: str) -> dict[str, Any]:
-    """The full row of a preset; `UserError` for an unknown name."""
+def preset(cfg: str, generator: str | None = None) -> dict[str, Any]:
+    """The full row of a preset; `UserError` for an unknown name.
+
+    generator: another one than the row's brings along what belongs to it (`GENERATORS`), such as its learning rates.
+    """
     if cfg.startswith(("biggan", "sngan")):
         raise UserError(f"--cfg {cfg}: SNGAN and BigGAN backbones are not part of this version; choose one of "
                         f"{', '.join(PRESETS)}.")
     if cfg not in PRESETS:
         raise UserError(f"--cfg {cfg}: unknown; choose one of {', '.join(PRESETS)}.")
-    return {**DEFAULTS, **PRESETS[cfg]}
+    row = PRESETS[cfg]
+    own = row.get("generator", DEFAULTS["generator"])
+    sizes = DEMO_GENERATORS if cfg.endswith("_demo") else GENERATORS
+    if generator is None or generator == own or generator not in sizes:
+        return {**DEFAULTS, **GENERATORS[own], **row}
+    return {**DEFAULTS, **row, **sizes[generator], "generator": generator}

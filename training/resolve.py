@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnnlib import UserError
+from pg_modules.backbones import MANIFEST, load_backbone
 from pg_modules.conditions import INSTANCE, LABEL, TIME
 from training.meaning import check_meaning
 from training.objectives import lazy_adam
@@ -25,7 +26,7 @@ def resolve(cfg: str, overrides: Mapping[str, Any], data: Mapping[str, Any]) -> 
     overrides: keys of `DEFAULTS`; None means "as the preset says". data: ``path, name, resolution, aspect, channels,
     num_images, label_dim, fingerprint`` of the data set. Raises `UserError` on combinations without meaning.
     """
-    row = preset(cfg)
+    row = preset(cfg, overrides.get("generator"))
     unknown = sorted(set(overrides) - set(row))
     if unknown:
         raise UserError(f"unknown option {', '.join(unknown)}.")
@@ -72,18 +73,18 @@ def _c_parts(row: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, int]:
     if row["cond"] or row["conditioning"] in ("cluster", "selfcond"):
         parts[LABEL] = row["clusters"] or data["label_dim"]
     if row["conditioning"] in ("icgan", "disp"):
-        from pg_modules.backbones import load_backbone
-
         parts[INSTANCE] = load_backbone(row["features"], row["feature_weights"]).feature_dim
     return parts
 
 
 def _encoder(row: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any] | None:
     """Spec of f: of G's encoder, or of the network whose features are clustered."""
-    network = {"backbone": row["features"], "weights": row["feature_weights"], "input_size": row["f_input"],
-               "img_resolution": data["resolution"]}
     if row["conditioning"] == "none":
         return None
+    network = {"backbone": row["features"], "weights": row["feature_weights"], "input_size": row["f_input"],
+               "img_resolution": data["resolution"]}
+    if row["encoder"] not in ("joint", "constant") and (row["feature_weights"] or row["features"] not in MANIFEST):
+        network["sha256"] = load_backbone(row["features"], row["feature_weights"]).weights_hash
     if row["conditioning"] != "dicgan":
         return {"class_name": "pg_modules.encoder.FeatureEncoder", **network}
     spec = {"class_name": f"pg_modules.encoder.{ENCODERS[row['encoder']]}", "latent_shape": list(row["latent"])}

@@ -79,26 +79,35 @@ class RunState:
             getattr(self, name).load_state_dict(state[name])
         self.progress = dict(state["progress"])
 
-    def check_init(self, path: str, state: dict[str, Any]) -> None:
-        """Raises `UserError` if the weights of another run's checkpoint don't fit (``--init-from``)."""
+    def check_init(self, path: str, state: dict[str, Any]) -> dict[str, list[str]]:
+        """Which weights of another run's checkpoint are taken (``--init-from``): names by network.
+
+        All of them, or from an unconditional network all that have nothing to do with the condition, which starts
+        afresh (fine-tuning with DISP). Raises `UserError` for networks that differ in more.
+        """
+        source, own = state["config"], self.config
+        adapts = _core(source) == _core(own) and not source["G"]["c_parts"] and not source["G"]["h_channels"]
+        taken = {}
         for name in ("G_ema", "D"):
-            source = state[name]
-            target = getattr(self, name).state_dict()
-            odd = sorted(set(target) ^ set(source)) + sorted(
-                key for key in set(target) & set(source) if target[key].shape != source[key].shape)
-            if odd:
+            there, here = state[name], getattr(self, name).state_dict()
+            taken[name] = [key for key in here if key in there and here[key].shape == there[key].shape]
+            odd = sorted((set(here) | set(there)) - set(taken[name]))
+            if odd and not adapts:
                 raise UserError(
                     f"--init-from {path}: its {name} has another structure ({odd[0]} and {len(odd) - 1} more differ); "
-                    f"train with the options of that run (--cfg {state['config']['cfg']}, "
-                    f"{state['config']['G']['img_resolution']} px) or without --init-from."
+                    f"train with the options of that run (--cfg {source['cfg']}, {source['G']['img_resolution']} px) "
+                    "or without --init-from. Only an unconditional network can get a condition."
                 )
+        return taken
 
     def init_from(self, path: str, state: dict[str, Any]) -> None:
-        """Takes weights from another run's checkpoint; raises `UserError` as `check_init`."""
-        self.check_init(path, state)
+        """Takes weights from another run's checkpoint and says so; raises `UserError` as `check_init`."""
+        taken = self.check_init(path, state)
         # A new run starts at G_ema, the better of the two generators.
         for name, source in (("G", "G_ema"), ("G_ema", "G_ema"), ("D", "D")):
-            getattr(self, name).load_state_dict(state[source])
+            getattr(self, name).load_state_dict({key: state[source][key] for key in taken[source]}, strict=False)
+        for name, keys in taken.items():
+            print(f"--init-from: {len(keys)} of {len(getattr(self, name).state_dict())} tensors of {name}.", flush=True)
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint atomically."""
@@ -119,6 +128,12 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} is damaged: {', '.join(sorted(missing))} missing. Use another snapshot.")
     return state
+
+
+def _core(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What G and D are, apart from their conditions."""
+    of_condition = {"c_parts", "h_channels", "sigma_input", "encoder", "instance_dim"}
+    return [{key: value for key, value in config[net].items() if key not in of_condition} for net in ("G", "D")]
 
 
 def image_shape(config: dict[str, Any]) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ from training.logs import RunLog
 from training.memory import fit_batch, free_memory, try_step
 from training.objective import Phase
 from training.options import RunOptions
-from training.run_state import RunState, prune_snapshots, snapshot_path
+from training.run_state import RunState, frozen_networks, prune_snapshots, snapshot_path
 from training.sampling import Gan, live_gan
 
 Evaluate = Callable[[Gan, Path], dict[str, float]]
@@ -56,18 +56,18 @@ class Trainer:
                 for name, value in terms.log.items():
                     self.run.collector.report(name, value)
                 if not torch.isfinite(terms.loss):
-                    self._stop_nonfinite(f"the loss {next(iter(terms.log))} is {terms.loss.item()}")
+                    self._stop_nonfinite(phase, f"the loss {next(iter(terms.log))} is {terms.loss.item()}")
                 (terms.loss * (len(part.img) / total)).backward()
         for parameter in self.weights[other]:
             parameter.requires_grad_(True)
         gradients = [p.grad for p in self.weights[own] if p.grad is not None]
         if not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
-            self._stop_nonfinite("a gradient is not finite")
+            self._stop_nonfinite(phase, "a gradient is not finite")
         optimizer.step()
 
-    def _stop_nonfinite(self, what: str) -> None:
+    def _stop_nonfinite(self, phase: Phase, what: str) -> None:
         raise UserError(
-            f"Training stopped at image {self.run.progress['cur_nimg']}: {what}. The weights were not updated; "
+            f"Training stopped at image {self.run.progress['cur_nimg']}: {what}. {phase.net} was not updated; "
             f"resume from the last snapshot in {self.run_dir}, or start anew with lower --glr and --dlr or --amp off."
         )
 
@@ -97,7 +97,7 @@ class Trainer:
         batch_gpu = self._batch_gpu()
         diagnostics = None
         if run.conditioning.uses_latents:
-            diagnostics = Diagnostics.create(self.dataset, self.options.seed, run.device)
+            diagnostics = Diagnostics.create(self.dataset, self.options.seed, run.device, frozen_networks(run.config))
         log = RunLog(self.run_dir, run, self.dataset)
         bar = tqdm(total=int(self.options.kimg * 1000), initial=run.progress["cur_nimg"], unit="img", unit_scale=True,
                    mininterval=1, dynamic_ncols=True, disable=None)

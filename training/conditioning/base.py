@@ -19,7 +19,7 @@ class Batch:
 
     img [N, C, H, W] in [-1, 1]; labels [N] int64 of these images, -1 without labels; indices [N] int64: images of
     the data set that the conditions come from (the images themselves unless a method pairs them otherwise, as IC-GAN
-    does); draws [N] int64: their places in the endless stream of images.
+    does); draws [N] int64: their places in the endless stream of images. indices and draws stay on the CPU.
     """
 
     img: torch.Tensor
@@ -110,7 +110,7 @@ class Conditioning:
 
     def latents(self, batch: Batch, G: Any) -> torch.Tensor:
         """f of the images that the conditions come from."""
-        return G.encoder(batch.img) if self.table is None else self.table[batch.indices.cpu()].to(batch.img.device)
+        return G.encoder(batch.img) if self.table is None else self.table[batch.indices].to(batch.img.device)
 
     def after_step(self, run: Any, dataset: ImageDataset) -> None:
         """After every iteration; methods that follow the networks (Self-Conditioned GAN) renew themselves here."""

@@ -30,11 +30,11 @@ class ClusterLabels(Conditioning):
         if data.resumed:
             return
         encoder = construct(self.encoder)
-        table = LatentTable.encode(encoder, data.dataset, range(data.dataset.num_images), data.device)
-        self.assignment = kmeans(table.flat(), self.c_dim, self.seed, flag="--clusters").assignment
+        with LatentTable.temporary(encoder, data.dataset, data.device) as table:
+            self.assignment = kmeans(table.flat(), self.c_dim, self.seed, flag="--clusters").assignment
 
     def condition(self, batch: Batch, G: Any, generator: torch.Generator) -> Condition:
-        labels = self.assignment[batch.indices.cpu() % len(self.assignment)]
+        labels = self.assignment[batch.indices % len(self.assignment)]
         return Condition(c=one_hot(labels.to(batch.img.device), self.c_dim))
 
     def labels_of(self, dataset: ImageDataset) -> list[int] | None:

@@ -109,7 +109,7 @@ def parse_sigma(sigma: float | str) -> tuple[float, float | None, bool]:
         value = float(number)
     except ValueError:
         name, value = "", 0.0
-    if name == "auto":
+    if name == "auto" and value > 1:
         return 0.0, value, False
     if name == "uniform" and value > 0:
         return check_sigma(value), None, True

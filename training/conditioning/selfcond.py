@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch_utils.clustering import kmeans
 from training.conditioning.cluster import ClusterLabels
 from training.dataset import ImageDataset
 from training.tables import LatentTable
+
+BLOCK = 8192  # rows in memory at a time
 
 
 class SelfConditioned(ClusterLabels):
@@ -31,19 +34,21 @@ class SelfConditioned(ClusterLabels):
             return
         self.done = int(run.progress["cur_nimg"] // self.recluster_nimg)
         run.D.eval()
-        table = LatentTable.encode(run.D.features, dataset, range(dataset.num_images), run.device)
-        run.D.train()
         former = self.assignment
-        self.assignment = kmeans(table.flat(), self.c_dim, self.seed, init=self._means(table.everything())).assignment
+        with LatentTable.temporary(run.D.features, dataset, run.device) as table:
+            self.assignment = kmeans(table.flat(), self.c_dim, self.seed, init=self._means(table)).assignment
+        run.D.train()
         moved = (former != self.assignment).double().mean().item()
         run.collector.report("Clusters/moved", moved)
 
-    def _means(self, rows: torch.Tensor) -> torch.Tensor:
-        """Mean of the rows [N, D] of every former cluster [K, D]; one that is empty gets the overall mean."""
-        sums = torch.zeros(self.c_dim, rows.shape[1]).index_add_(0, self.assignment, rows)
+    def _means(self, table: LatentTable) -> torch.Tensor:
+        """Mean of every former cluster [K, D] in the new features; one that is empty gets the overall mean."""
+        sums = torch.zeros(self.c_dim, math.prod(table.shape))
+        for part in torch.arange(len(table)).split(BLOCK):
+            sums.index_add_(0, self.assignment[part], table[part].flatten(1))
         counts = torch.bincount(self.assignment, minlength=self.c_dim)
         means = sums / counts.clamp_min(1)[:, None]
-        return torch.where((counts > 0)[:, None], means, rows.mean(0))
+        return torch.where((counts > 0)[:, None], means, sums.sum(0) / len(table))
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "done": self.done}
