@@ -21,12 +21,15 @@ class LatentData:
 
     latents      float32 ``[M, C, H, W]`` on the CPU, flips included
     image_index  int64 ``[M]``: the image that each came from; a flip has its image's number
-    info         ``gan_hash``, ``normalize`` (``rms`` or ``none``), ``network``, ``dataset``; JSON types only
+    info         ``gan_hash``, ``space`` (``f``, ``w`` or ``s``), ``normalize`` (`ldm.prior.NORMALIZATIONS`),
+                 ``network``, ``dataset``; JSON types only
+    labels       int64 ``[M]``: classes that the model is to be told of, or None
     """
 
     latents: torch.Tensor
     image_index: torch.Tensor
     info: dict[str, Any]
+    labels: torch.Tensor | None = None
 
 
 def split_images(image_index: torch.Tensor, holdout: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,18 +80,27 @@ def draw_times(batch: int, num_steps: int, mode: str, rng: torch.Generator) -> t
 
 @dataclass(frozen=True)
 class NoisySet:
-    """A fixed test: noisy latents `x` ``[S, C, H, W]``, times `t` ``[S]``, and the noise `eps` to be estimated."""
+    """A fixed test: noisy latents `x` ``[S, C, H, W]``, times `t` ``[S]``, and the noise `eps` to be estimated.
+
+    `y` ``[S]``: classes, or None.
+    """
 
     x: torch.Tensor
     t: torch.Tensor
     eps: torch.Tensor
+    y: torch.Tensor | None
 
 
-def noisy_set(latents: torch.Tensor, alpha_bar: torch.Tensor, size: int, seed: int) -> NoisySet:
-    """`size` noisy versions of the whitened `latents` ``[M, C, H, W]``, times spread evenly over the schedule."""
+def noisy_set(latents: torch.Tensor, labels: torch.Tensor | None, alpha_bar: torch.Tensor, size: int,
+              seed: int) -> NoisySet:
+    """`size` noisy versions of the whitened `latents` ``[M, C, H, W]``, times spread evenly over the schedule.
+
+    labels: classes ``[M]`` or None.
+    """
     rng = generator(seed, "ldm-heldout")
     order = torch.randperm(len(latents), generator=rng)
-    x_0 = latents[order[torch.arange(size) % len(latents)]]
+    rows = order[torch.arange(size) % len(latents)]
+    x_0 = latents[rows]
     t = ((torch.arange(size, dtype=torch.float64) + 0.5) / size * len(alpha_bar)).long()
     eps = torch.randn(x_0.shape, generator=rng)
-    return NoisySet(add_noise(x_0, eps, alpha_bar[t]), t, eps)
+    return NoisySet(add_noise(x_0, eps, alpha_bar[t]), t, eps, None if labels is None else labels[rows])

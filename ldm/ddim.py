@@ -1,16 +1,18 @@
 """Samplers of diffusion models as pure functions (Song et al. 2021, "Denoising diffusion implicit models").
 
 Notation: `a_t` is alpha-bar at the present time, `a_s` that of the next, less noisy one (1 for clean data);
-x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps. Nothing is clamped: latents have no fixed range.
+x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps. Nothing is clamped: latents have no fixed range. The other families are
+`ldm.dpm` (second order) and `ldm.langevin` (predictor and corrector).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
+
+from ldm.schedule import visits
 
 EpsFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 NoiseFn = Callable[[int], torch.Tensor]
@@ -28,6 +30,11 @@ def predict_clean(x_t: torch.Tensor, eps: torch.Tensor, a_t: float) -> torch.Ten
     return (x_t - math.sqrt(1 - a_t) * eps) / math.sqrt(a_t)
 
 
+def at_time(eps_fn: EpsFn, x: torch.Tensor, t: int) -> torch.Tensor:
+    """The noise estimate for `x` ``[N, ...]``, all at time `t`."""
+    return eps_fn(x, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
+
+
 def step_sigma(a_t: float, a_s: float, eta: float) -> float:
     """Standard deviation of the fresh noise in one step (eq. 16); eta 1 is the posterior of the DDPM."""
     return eta * math.sqrt((1 - a_t / a_s) * (1 - a_s) / (1 - a_t))
@@ -43,8 +50,8 @@ def step(x_t: torch.Tensor, eps: torch.Tensor, a_t: float, a_s: float, sigma: fl
 
 @torch.no_grad()
 def sample(eps_fn: EpsFn, x_T: torch.Tensor, alpha_bar: torch.Tensor, steps: Sequence[int], eta: float = 0.0,
-           noise_fn: NoiseFn | None = None) -> torch.Tensor:
-    """Runs the chain from noise to clean data.
+           noise_fn: NoiseFn | None = None, end: float = 1.0) -> torch.Tensor:
+    """Runs the chain from noise to clean data, or to the noise level `end`.
 
     eps_fn     (x ``[N, ...]``, t int64 ``[N]``) -> noise estimate like x
     x_T        standard normal ``[N, ...]``
@@ -52,22 +59,33 @@ def sample(eps_fn: EpsFn, x_T: torch.Tensor, alpha_bar: torch.Tensor, steps: Seq
     steps      falling times to visit, of `schedule.timesteps`
     eta        0 deterministic DDIM ... 1 DDPM ancestral sampling
     noise_fn   number of the step (from 0) -> standard normal like x_T; needed when eta > 0
+    end        alpha-bar of the state that is returned
 
-    Returns x_0, shaped like x_T. Raises ValueError when the times don't fall, eta is outside [0, 1] or
-    `noise_fn` is missing.
+    Returns x_0 (or the state at `end`), shaped like x_T. Raises ValueError when the times don't fall or reach `end`,
+    eta is outside [0, 1] or `noise_fn` is missing.
     """
-    if not steps or any(s >= t for t, s in itertools.pairwise(steps)):
-        raise ValueError("times must fall and there must be at least one")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be between 0 and 1, not {eta}")
     if eta > 0 and noise_fn is None:
         raise ValueError("eta > 0 needs noise_fn")
     x = x_T
-    for i, t in enumerate(steps):
-        a_t = float(alpha_bar[t])
-        a_s = float(alpha_bar[steps[i + 1]]) if i + 1 < len(steps) else 1.0
+    for i, (t, a_t, a_s) in enumerate(visits(alpha_bar, steps, end)):
         sigma = step_sigma(a_t, a_s, eta)
-        eps = eps_fn(x, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
         noise = noise_fn(i).to(x) if noise_fn is not None and sigma > 0 else None
-        x = step(x, eps, a_t, a_s, sigma, noise)
+        x = step(x, at_time(eps_fn, x, t), a_t, a_s, sigma, noise)
+    return x
+
+
+@torch.no_grad()
+def encode(eps_fn: EpsFn, x_0: torch.Tensor, alpha_bar: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
+    """The deterministic chain backwards: the x_T ``[N, ...]`` from which `sample` comes back to `x_0` (section 4.3).
+
+    `steps` as of `sample`, in the same falling order. Each step takes the noise estimate of where it starts, so that
+    the way back is exact only in the limit of many steps.
+    """
+    x = x_0
+    now = steps[-1]  # clean data have no time of their own; the least noisy one stands for it
+    for t, a_t, a_s in reversed(visits(alpha_bar, steps)):
+        x = step(x, at_time(eps_fn, x, now), a_s, a_t)
+        now = t
     return x

@@ -6,7 +6,7 @@ The U-Net for maps stands in `ldm.unet`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,7 @@ from torch.nn import functional
 
 import dnnlib
 from ldm import schedule
-
-PARAMETRISATIONS = ("gaussian", "epsilon")
+from ldm.names import PREDICTIONS
 
 
 class TimeEmbedding(nn.Module):
@@ -34,6 +33,25 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         angles = t[:, None].float() * self.frequencies[None, :]
         return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class ClassEmbedding(nn.Module):
+    """A vector per class, and a last one for "no class" (classifier-free guidance): int64 ``[N]`` -> ``[N, width]``."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes + 1, width)
+
+    def forward(self, y: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """None is "no class" for every row of `like`."""
+        return self.table(torch.full((len(like),), self.classes, device=like.device) if y is None else y)
+
+
+def embed(time: nn.Module, label: ClassEmbedding | None, t: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    """Swish of the embedding of time, plus that of the class where a network knows classes."""
+    emb = time(t)
+    return functional.silu(emb if label is None else emb + label(y, emb))
 
 
 class MLPBlock(nn.Module):
@@ -78,12 +96,14 @@ class MLP(nn.Module):
     width    units of every hidden layer; `groups` of its GroupNorms must divide it
     layers   hidden layers, each one residual block
     dropout  in every block
+    classes  number of classes that it is told of; 0 = none
 
-    forward: x ``[N, C, H, W]``, t int64 ``[N]`` -> like x; zero at initialisation.
+    forward: x ``[N, C, H, W]``, t int64 ``[N]``, classes y int64 ``[N]`` (`classes` or None: no class) -> like x; zero
+    at initialisation.
     """
 
     def __init__(self, shape: Sequence[int], width: int = 256, layers: int = 4, groups: int = 1,
-                 dropout: float = 0.0, time_channels: int = 64) -> None:
+                 dropout: float = 0.0, time_channels: int = 64, classes: int = 0) -> None:
         super().__init__()
         size = math.prod(shape)
         emb = 4 * time_channels
@@ -94,13 +114,14 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(MLPBlock(width, emb + 4, groups, dropout) for _ in range(layers))
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.last = nn.Linear(width, size)
+        self.label = ClassEmbedding(classes, emb) if classes else None
         for layer in (self.last, self.gain[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         flat = x.flatten(1)
-        emb = torch.cat([functional.silu(self.time(t)), self.length(flat)], dim=1)
+        emb = torch.cat([embed(self.time, self.label, t, y), self.length(flat)], dim=1)
         hidden = self.first(flat)
         for block in self.blocks:
             hidden = block(hidden, emb)
@@ -109,12 +130,12 @@ class MLP(nn.Module):
 
 
 class NoiseEstimator(nn.Module):
-    """eps(x_t, t) by a network F in one of two parametrisations.
+    """eps(x_t, t) by a network F in one of three parametrisations.
 
     ``epsilon``: F itself. ``gaussian``: sqrt(1 - a_t) x_t + sqrt(a_t) F. The first term is the best estimate
     for unit normal data, so that a network that gives zero is that guess and F learns only what the data have
     beyond it. F's target is then v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 of Salimans and Ho (2022), of unit size at
-    all times, while the loss stays on eps.
+    all times, while the loss stays on eps. ``v``: the same with the loss on v, which is that on eps divided by a_t.
     """
 
     signal: torch.Tensor
@@ -122,18 +143,47 @@ class NoiseEstimator(nn.Module):
 
     def __init__(self, net: nn.Module, alpha_bar: torch.Tensor, parametrisation: str = "gaussian") -> None:
         super().__init__()
-        assert parametrisation in PARAMETRISATIONS, parametrisation
+        assert parametrisation in PREDICTIONS, parametrisation
         self.net = net
         self.parametrisation = parametrisation
         self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Noise estimate ``[N, C, H, W]`` for noisy whitened latents of that shape and times int64 ``[N]``."""
-        out = self.net(x, t)
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """Noise estimate ``[N, C, H, W]`` for noisy whitened latents of that shape, times and classes int64 ``[N]``."""
+        return self._eps(x, t, self.net(x, t, y))
+
+    def _eps(self, x: torch.Tensor, t: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if self.parametrisation == "epsilon":
             return out
-        return self.noise[t].reshape(-1, 1, 1, 1) * x + self.signal[t].reshape(-1, 1, 1, 1) * out
+        return self._at(self.noise, t) * x + self._at(self.signal, t) * out
+
+    def loss(self, x_t: torch.Tensor, x_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor,
+             y: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean squared error of what the parametrisation is trained on (Eq. 7, squared), a scalar.
+
+        `x_t` of `x_0` and `eps` at times `t`, all ``[N, C, H, W]``.
+        """
+        out = self.net(x_t, t, y)
+        if self.parametrisation == "v":
+            return (out - (self._at(self.signal, t) * eps - self._at(self.noise, t) * x_0)).square().mean()
+        return (self._eps(x_t, t, out) - eps).square().mean()
+
+    def _at(self, values: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return values[t].reshape(-1, 1, 1, 1)
+
+
+def guided(net: NoiseEstimator, y: torch.Tensor, scale: float) -> Callable[..., torch.Tensor]:
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6 with w = scale - 1): (x, t) -> eps for classes y ``[N]``.
+
+    The estimate without a class plus `scale` times what the class adds: 1 is the class as learned.
+    """
+    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if scale == 1:
+            return net(x, t, y)
+        free = net(x, t)
+        return free if scale == 0 else free + scale * (net(x, t, y) - free)
+    return eps
 
 
 def gaussian_guess(x: torch.Tensor, a_t: torch.Tensor) -> torch.Tensor:

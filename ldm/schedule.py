@@ -6,12 +6,13 @@ clean data stand before it, at alpha-bar 1. All arithmetic is float64.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 
-KINDS = ("linear", "cosine")
-SPACINGS = ("uniform", "quadratic")
+from ldm.names import SCHEDULES, SPACINGS
 
 
 def alpha_bars(kind: str = "linear", num_steps: int = 1000, beta_start: float = 1e-4,
@@ -22,7 +23,7 @@ def alpha_bars(kind: str = "linear", num_steps: int = 1000, beta_start: float = 
     offset 0.008 and betas of at most 0.999 (Nichol and Dhariwal 2021, eq. 17); it uses neither beta.
     Raises ValueError on an unknown kind, fewer than 2 steps or betas outside (0, 1).
     """
-    if kind not in KINDS or num_steps < 2 or not (0 < beta_start < 1 and 0 < beta_end < 1):
+    if kind not in SCHEDULES or num_steps < 2 or not (0 < beta_start < 1 and 0 < beta_end < 1):
         raise ValueError(f"no schedule {kind!r} with {num_steps} steps, betas {beta_start} to {beta_end}")
     if kind == "linear":
         betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
@@ -52,3 +53,20 @@ def timesteps(count: int, num_steps: int = 1000, spacing: str = "uniform") -> li
         # Rounding crowds the first quadratic times together; each then takes the next free index.
         times.append(max(time, times[-1] + 1) if times else time)
     return times[::-1]
+
+
+def visits(alpha_bar: torch.Tensor, steps: Sequence[int], end: float = 1.0) -> list[tuple[int, float, float]]:
+    """(t, a_t, a_s) of every step of a sampler: the time, its alpha-bar, and the alpha-bar that the step leads to.
+
+    alpha_bar  float64 ``[T]``
+    steps      falling times, as of `timesteps`
+    end        alpha-bar of the state that comes out; 1 for clean data
+
+    Raises ValueError when there are no times, they don't fall, or the last is no noisier than `end`.
+    """
+    if not steps or any(s >= t for t, s in itertools.pairwise(steps)):
+        raise ValueError("times must fall and there must be at least one")
+    levels = [*(float(alpha_bar[t]) for t in steps), end]
+    if not levels[-2] < end <= 1:
+        raise ValueError(f"the end {end} must lie above alpha-bar {levels[-2]} of the last time, and be 1 at most")
+    return [(t, levels[i], levels[i + 1]) for i, t in enumerate(steps)]

@@ -1,13 +1,16 @@
-"""Train a latent diffusion model on the instance latents of a DIC-GAN.
+"""Train a latent diffusion model on the latents of a generator.
 
 \b
 Examples:
   python ldm/train.py --network runs/00000-…/network-snapshot-000200.pkl --outdir ldm-runs --minutes 2
-  python -m ldm.train --network net.pkl --data flowers.zip --outdir ldm-runs --kimg 2000
+  python -m ldm.train --network net.pkl --data flowers.zip --outdir ldm-runs --kimg 2000 --cond 1
+  python ldm/train.py --network stylegan2.pkl --space w --samples 50000 --cfg mlp-5000x7 --outdir ldm-runs
   python ldm/train.py --resume ldm-runs/00000-ldm-flowers-mlp
 
+Latents are f of the training images (dicgan, icgan, disp), or w or styles of StyleGAN2's mapping network.
+
 The run directory gets best_model.pkl, the weights with the lowest loss on held-out images: the file to give to
---ldm. network-snapshot-*.pkl are for --resume.
+--ldm. network-snapshot-*.pkl are for --resume, samples*.png show what the model draws.
 
 Exit codes: 0 finished, 2 bad input, 3 interrupted (a snapshot was written; continue with --resume).
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,30 +33,41 @@ import click
 from dnnlib import UserError, atomic_write
 from dnnlib.cli import make_run_dir, next_run_dir, stop_on_signal
 from dnnlib.tuning import tune_process
-from ldm.presets import PRESETS, resolve
+from ldm.names import PREDICTIONS, SCHEDULES, WHITENINGS
+from ldm.presets import PRESETS, with_flags
 
 if TYPE_CHECKING:
     from ldm.batches import LatentData
+    from ldm.trainer import Trainer
 
-CONTINUE_ONLY = {"resume", "kimg", "minutes", "snap", "keep", "device", "dry_run"}
-CONFIG_FLAGS = ("kimg", "minutes", "batch", "lr", "tick", "snap", "keep", "seed")
+CONTINUE_ONLY = {"resume", "kimg", "minutes", "snap", "keep", "patience", "pictures", "device", "dry_run"}
 LATENTS = "training_latents.pkl"
+MAPPING_SAMPLES = 50_000  # as the work on test-time conditioning drew for its priors
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(help=__doc__)
-@click.option("--network", metavar="PKL", help="DIC-GAN checkpoint of train.py  [required for new runs]")
+@click.option("--network", metavar="PKL", help="Checkpoint of train.py  [required for new runs]")
+@click.option("--space", type=click.Choice(["f", "w", "s"]), default="f", show_default=True,
+              help="Latents: f of the encoder, or w or style space of StyleGAN2")
+@click.option("--samples", type=click.IntRange(min=4), help=f"Draws of w or s  [default: {MAPPING_SAMPLES}]")
+@click.option("--cond", type=bool, metavar="BOOL", help="Tell the model the classes of the GAN  [default: 0]")
 @click.option("--data", metavar="ZIP|DIR", help="Its images  [default: the set that the checkpoint names]")
 @click.option("--mirror", type=bool, metavar="BOOL", help="Add x-flipped images  [default: as the GAN was trained]")
 @click.option("--outdir", metavar="DIR", help="Where to put the run directory  [required for new runs]")
 @click.option("--cfg", default="auto", show_default=True, metavar="NAME", help=f"auto, {', '.join(PRESETS)}")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="Noise over time")
+@click.option("--prediction", type=click.Choice(PREDICTIONS), help="What the network estimates and is trained on")
+@click.option("--whiten", type=click.Choice(WHITENINGS), help="Normalisation of the latents")
 @click.option("--kimg", type=POSITIVE, help="Length of the run in thousands of latents")
 @click.option("--minutes", type=POSITIVE, help="Length of the run in minutes of training; alone, it replaces --kimg")
+@click.option("--patience", type=click.IntRange(min=1), help="End after so many ticks without a lower held-out loss")
 @click.option("--batch", type=click.IntRange(min=1), help="Latents per step")
 @click.option("--lr", type=POSITIVE, help="Learning rate of Adam")
 @click.option("--tick", type=POSITIVE, help="Thousands of latents between two lines of stats.jsonl")
 @click.option("--snap", type=click.IntRange(min=1), help="Ticks between two snapshots")
 @click.option("--keep", type=click.IntRange(min=0), help="Newest snapshots that are kept; 0 = all")
+@click.option("--pictures", type=click.IntRange(0, 64), help="Decoded samples in the picture of each snapshot")
 @click.option("--seed", type=click.IntRange(min=0, max=2**31 - 1), help="Random seed")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option("--desc", metavar="TEXT", help="Ending of the run directory's name")
@@ -71,79 +86,64 @@ def main(ctx: click.Context, **flags: Any) -> None:
     sys.exit(0 if finished else 3)
 
 
-def new_config(flags: dict[str, Any], latent_shape: tuple[int, ...]) -> dict[str, Any]:
-    """The preset with the command line's values, and the keys that every run has: seed and minutes."""
-    config = {**resolve(flags["cfg"], latent_shape, {}), "seed": 0, "minutes": None}
-    config.update({key: flags[key] for key in CONFIG_FLAGS if flags[key] is not None})
-    if flags["minutes"] is not None and flags["kimg"] is None:
-        config["kimg"] = None
-    return config
-
-
 def start(flags: dict[str, Any]) -> bool:
-    """A new run: resolve, show, encode the data set, make the run directory, train."""
+    """A new run: resolve, show, collect the latents, make the run directory, train."""
+    if flags["space"] == "f" and flags["samples"] is not None:
+        raise UserError("--samples counts draws of --space w or s; leave it out: f is of all images.")
     from torch_utils import checkpoint
     from torch_utils.device import select_device
+    from training.latent_data import describe_dataset, latent_shape, open_dataset
     from training.sampling import load_gan
 
-    device = select_device(flags["device"])
+    device, space = select_device(flags["device"]), flags["space"]
     gan = load_gan(flags["network"], device)
-    if not gan.uses_latents:
-        raise UserError(f"--network {gan.path}: this generator has no encoder and no latents; use a dicgan network.")
-    encoder: Any = gan.G.encoder
-    config = new_config(flags, encoder.latent_shape)
-    dataset = open_dataset(gan, flags["data"], flags["mirror"])
+    shape = latent_shape(gan, space)
+    classes = gan.conditioning.classes if flags["cond"] else 0
+    if flags["cond"] and not classes:
+        raise UserError(f"--cond 1: {gan.path} knows no classes that latents could belong to; leave it out.")
+    config = with_flags(flags, shape, classes)
+    dataset = open_dataset(gan, space, flags["data"], flags["mirror"])
+    about = describe_dataset(gan, dataset)
+    samples = MAPPING_SAMPLES if flags["samples"] is None else flags["samples"]
     options = {
-        **config, "network": os.path.abspath(gan.path), "gan_hash": gan.hash,
-        "latent_shape": list(encoder.latent_shape),
-        "dataset": {"path": os.path.abspath(dataset.path), "name": dataset.name, "num_images": dataset.num_images,
-                    "resolution": dataset.resolution, "mirror": len(dataset) > dataset.num_images,
-                    "fingerprint": dataset.fingerprint},
+        **config, "network": os.path.abspath(gan.path), "gan_hash": gan.hash, "space": space,
+        "samples": None if space == "f" else samples, "latent_shape": list(shape),
+        "dataset": about,
     }
-    name = f"ldm-{dataset.name}-{config['cfg']}" + (f"-{flags['desc']}" if flags["desc"] else "")
+    name = "-".join(part for part in ("ldm", about["name"], "" if space == "f" else space, config["cfg"],
+                                      flags["desc"]) if part)
     click.echo(json.dumps(options, indent=2))
-    if dataset.fingerprint != gan.dataset["fingerprint"]:
-        click.echo(f"Note: {dataset.path} is not the set that {gan.path} was trained on.")
+    if about["fingerprint"] != gan.dataset["fingerprint"]:
+        click.echo(f"Note: {about['path']} is not the set that {gan.path} was trained on.")
     if flags["dry_run"]:
         run_dir = next_run_dir(Path(flags["outdir"]), name)
         click.echo(f"Dry run: nothing was trained or written; the run directory would be {run_dir}.")
         return True
-    data = encode_dataset(gan, dataset, options)
+    data, labels = collect_data(gan, dataset, options, told=bool(classes))
     run_dir = make_run_dir(Path(flags["outdir"]), name)
     with atomic_write(run_dir / "training_options.json") as file:
         file.write(json.dumps(options, indent=2).encode())
-    stored = {"latents": data.latents, "image_index": data.image_index, **data.info}
-    checkpoint.save(run_dir / LATENTS, "latents", stored)
-    return launch(config, data, run_dir, device, None)
+    checkpoint.save(run_dir / LATENTS, "latents", {"latents": data.latents, "image_index": data.image_index,
+                                                   "classes": labels, **data.info})
+    return launch(config, data, run_dir, device, None, gan, labels)
 
 
-def open_dataset(gan: Any, path: str | None, mirror: bool | None) -> Any:
-    """The images to encode: those of the GAN's own training unless `path` names others."""
-    from training.dataset import ImageDataset
+def collect_data(gan: Any, dataset: Any, options: dict[str, Any], told: bool) -> tuple[LatentData, Any]:
+    """Latents with what the checkpoints say about them, and the classes that they belong to for G (or None).
 
-    own = gan.dataset
-    if path is None and not os.path.exists(own["path"]):
-        raise UserError(f"{gan.path} was trained on {own['path']}, which is not there; give its place with --data.")
-    dataset = ImageDataset(path or own["path"], mirror=own["mirror"] if mirror is None else mirror,
-                           max_images=own.get("max_images") if path is None else None, cache=False)
-    if dataset.resolution != own["resolution"]:
-        raise UserError(f"--data {dataset.path}: {dataset.resolution} px, but {gan.path} has {own['resolution']} px; "
-                        f"convert it with dataset_tool.py --resolution {own['resolution']}.")
-    return dataset
-
-
-def encode_dataset(gan: Any, dataset: Any, options: dict[str, Any]) -> LatentData:
-    """Latents of all images and flips, with what the checkpoints say about them."""
-    import torch
-
+    told: the latent model is told them, too.
+    """
     from ldm.batches import LatentData
-    from training.sources import encode_images
+    from training.latent_data import collect
 
-    click.echo(f"Encoding {len(dataset)} images ({dataset.num_images} and their flips)…"
+    space = options["space"]
+    click.echo(f"Drawing {options['samples']} latents of the mapping network…" if space != "f" else
+               f"Encoding {len(dataset)} images ({dataset.num_images} and their flips)…"
                if len(dataset) > dataset.num_images else f"Encoding {len(dataset)} images…")
-    info = {"gan_hash": gan.hash, "normalize": gan.G.encoder.normalization, "network": options["network"],
-            "dataset": options["dataset"]}
-    return LatentData(encode_images(gan, dataset), torch.arange(len(dataset)) % dataset.num_images, info)
+    latents, index, labels = collect(gan, space, dataset, options["samples"], options["seed"])
+    info = {"gan_hash": gan.hash, "space": space, "network": options["network"], "dataset": options["dataset"],
+            "normalize": gan.G.encoder.normalization if space == "f" else "none"}
+    return LatentData(latents, index, info, labels if told else None), labels
 
 
 def resume(flags: dict[str, Any], given: set[str]) -> bool:
@@ -163,23 +163,65 @@ def resume(flags: dict[str, Any], given: set[str]) -> bool:
     state = checkpoint.load(snapshots[-1], "ldm")
     stored = checkpoint.load(run_dir / LATENTS, "latents")
     wanted = {"net", "ema", "optimizer", "config", "progress", "collector", "best", "whitening", "latents_hash"}
-    if missing := sorted(wanted - set(state)) + sorted({"image_index", "gan_hash"} - set(stored)):
+    of_latents = {"image_index", "gan_hash", "space", "classes"}
+    if missing := sorted(wanted - set(state)) + sorted(of_latents - set(stored)):
         raise UserError(f"--resume {run_dir}: its files are damaged, {', '.join(missing)} missing. Start a new run.")
     config = state["config"]
-    config.update({key: flags[key] for key in ("kimg", "minutes", "snap", "keep") if flags[key] is not None})
+    config.update({key: flags[key] for key in ("kimg", "minutes", "snap", "keep", "patience", "pictures")
+                   if flags[key] is not None})
     click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} latents seen.")
     if flags["dry_run"]:
         click.echo(json.dumps(config, indent=2) + "\nDry run: nothing was trained or written.")
         return True
-    info = {key: stored[key] for key in ("gan_hash", "normalize", "network", "dataset")}
-    data = LatentData(stored["latents"], stored["image_index"], info)
-    return launch(config, data, run_dir, select_device(flags["device"]), state)
+    info = {key: stored[key] for key in ("gan_hash", "space", "normalize", "network", "dataset")}
+    told = stored["classes"] if config["net"].get("classes") else None
+    data = LatentData(stored["latents"], stored["image_index"], info, told)
+    device = select_device(flags["device"])
+    gan = reopen_gan(info, device) if config["pictures"] else None
+    return launch(config, data, run_dir, device, state, gan, stored["classes"])
 
 
-def launch(config: dict[str, Any], data: LatentData, run_dir: Path, device: Any, state: dict[str, Any] | None) -> bool:
-    """Trains in `run_dir`, new or from `state`; False when interrupted."""
+def reopen_gan(info: dict[str, Any], device: Any) -> Any:
+    """The generator of a run that is continued, for its pictures; None, with a note, if it is gone."""
+    from training.sampling import load_gan
+
+    try:
+        gan = load_gan(info["network"], device)
+    except UserError:
+        gan = None
+    if gan is None or gan.hash != info["gan_hash"]:
+        click.echo(f"Note: {info['network']} is not the network any more that this run began with: no pictures.")
+        return None
+    return gan
+
+
+def picture_maker(trainer: Trainer, gan: Any, labels: Any) -> Callable[[Path], None] | None:
+    """Writes pictures of what the moving average draws, through the generator; None where none are wanted."""
+    count, space = trainer.config["pictures"], trainer.data.info["space"]
+    if gan is None or not count:
+        return None
+    from ldm.latents import PriorSource
+    from ldm.prior import Prior
+    from ldm.settings import Sampling
+    from training.latent_data import picture_writer
+
+    write = picture_writer(gan, space, None if labels is None else labels.tolist(), count)
+
+    def pictures(path: Path) -> None:
+        prior = Prior("this run", trainer.sampling_state(), trainer.device, trainer.ema)
+        write(path, PriorSource(prior, Sampling(sampler="dpm2m")))
+
+    return pictures
+
+
+def launch(config: dict[str, Any], data: LatentData, run_dir: Path, device: Any, state: dict[str, Any] | None,
+           gan: Any, labels: Any) -> bool:
+    """Trains in `run_dir`, new or from `state`; False when interrupted.
+
+    gan: for pictures, or None. labels: classes of the latents that it is told, or None.
+    """
     from ldm.trainer import Trainer
-    from ldm.training_loop import BEST, Run
+    from ldm.training_loop import Run
     from torch_utils.device import device_description
     from training.logs import Tee
 
@@ -190,17 +232,10 @@ def launch(config: dict[str, Any], data: LatentData, run_dir: Path, device: Any,
               f"{len(trainer.train_latents)} for training; whitening: {trainer.whitening.kind}, shrinkage "
               f"{trainer.whitening.shrinkage:.2f}\nNetwork: {config['cfg']}, {count / 1e6:.2f} M parameters\n"
               f"Device:  {device_description(device)}\nRun:     {run_dir}", flush=True)
-        finished = Run(trainer, run_dir).train(stopped)
-        assert trainer.best is not None
-        if finished:
-            print(f"Done: held-out loss {trainer.best['loss']:.4f} at {trainer.best['cur_nimg'] / 1000:.1f} kimg, "
-                  f"Gaussian guess {trainer.guess_loss:.4f}.\nUse it with --ldm {run_dir / BEST}", flush=True)
-            if trainer.best["loss"] > (1 - 1e-4) * trainer.guess_loss:  # an untrained net equals it up to rounding
-                print("Warning: on held-out images the model never beat the Gaussian guess, so its samples are no "
-                      "better than normal noise with the latents' mean and covariance. Train longer, or on more "
-                      "images.", flush=True)
-        else:
-            print(f"Interrupted; the state is saved. Continue with: python ldm/train.py --resume {run_dir}", flush=True)
+        run = Run(trainer, run_dir, picture_maker(trainer, gan, labels))
+        finished = run.train(stopped)
+        print(run.verdict() if finished else
+              f"Interrupted; the state is saved. Continue with: python ldm/train.py --resume {run_dir}", flush=True)
     return finished
 
 

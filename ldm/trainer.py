@@ -19,9 +19,12 @@ from torch_utils.rng import generator, mix_seed
 from torch_utils.stats import Collector
 
 
-def latents_hash(latents: torch.Tensor) -> str:
-    """SHA-256 of the training latents: a resumed run must go on with the same."""
-    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
+def latents_hash(latents: torch.Tensor, labels: torch.Tensor | None) -> str:
+    """SHA-256 of the training latents and their classes: a resumed run must go on with the same."""
+    digest = hashlib.sha256(latents.contiguous().numpy().tobytes())
+    if labels is not None:
+        digest.update(labels.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Trainer:
@@ -36,7 +39,9 @@ class Trainer:
                  state: dict[str, Any] | None = None) -> None:
         """config: of `ldm.presets.resolve`, with ``seed``. state: the checkpoint to continue from."""
         self.config, self.data, self.device = config, data, device
-        self.latents_hash = latents_hash(data.latents)
+        self.classes = config["net"].get("classes", 0)
+        assert bool(self.classes) == (data.labels is not None), "classes go with labels"
+        self.latents_hash = latents_hash(data.latents, data.labels)
         if state is not None and state["latents_hash"] != self.latents_hash:
             raise UserError("The training latents are not those that this run began with; start a new run.")
         train, held = split_images(data.image_index, config["holdout"], config["seed"])
@@ -47,8 +52,9 @@ class Trainer:
             self.whitening = whitening.Whitening.from_state(state["whitening"])
         self.alpha_bar = denoiser.alpha_bars_of(config)
         self.train_latents = self.whitening.apply(data.latents[train])
-        self.test = noisy_set(self.whitening.apply(data.latents[held]), self.alpha_bar, config["eval_size"],
-                              config["seed"])
+        self.held_latents = self.whitening.apply(data.latents[held])
+        self.train_labels, held_labels = (None if data.labels is None else data.labels[part] for part in (train, held))
+        self.test = noisy_set(self.held_latents, held_labels, self.alpha_bar, config["eval_size"], config["seed"])
         guess = denoiser.gaussian_guess(self.test.x, self.alpha_bar[self.test.t])
         self.guess_loss = (guess - self.test.eps).square().mean().item()
 
@@ -65,20 +71,22 @@ class Trainer:
             self._load(state)
 
     def step(self) -> None:
-        """One optimizer step on the mean squared error of the noise (Eq. 7, squared; facts of the DDIM code).
+        """One optimizer step on the mean squared error of the noise (Eq. 7, squared), or of v (`NoiseEstimator`).
 
         Every random number follows from (seed, latents seen). A loss or gradient that isn't finite raises
         `UserError` before the weights are touched.
         """
         config, cur_nimg, seed = self.config, self.progress["cur_nimg"], self.config["seed"]
         rng = generator(seed, "ldm-step", cur_nimg)
-        x_0 = self.train_latents[batch_indices(len(self.train_latents), cur_nimg, config["batch"], seed)]
+        rows = batch_indices(len(self.train_latents), cur_nimg, config["batch"], seed)
+        x_0 = self.train_latents[rows]
         t = draw_times(len(x_0), len(self.alpha_bar), config["time_sampling"], rng)
         eps = torch.randn(x_0.shape, generator=rng)
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
+        y = None if self.train_labels is None else self._told(self.train_labels[rows], rng).to(self.device)
         torch.manual_seed(mix_seed(seed, "ldm-dropout", cur_nimg))  # the only global draws of a step
-        estimate = self.net(x_t.to(self.device), t.to(self.device))
-        loss = (estimate - eps.to(self.device)).square().mean()
+        x_t, x_0, eps, t = (part.to(self.device) for part in (x_t, x_0, eps, t))
+        loss = self.net.loss(x_t, x_0, eps, t, y)
         self._check_finite("loss", loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -90,6 +98,11 @@ class Trainer:
                    ema_beta(config["batch"], self.progress["cur_nimg"], config["ema_kimg"], config["ema_rampup"]))
         self.collector.report("Loss/train", loss)
         self.collector.report("Grad/norm", norm)
+
+    def _told(self, labels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """`labels` ``[N]`` with a share of them replaced by "no class", for classifier-free guidance."""
+        hidden = torch.rand(len(labels), generator=rng) < self.config["label_dropout"]
+        return labels.masked_fill(hidden, self.classes)
 
     def _check_finite(self, what: str, value: torch.Tensor) -> None:
         if not math.isfinite(value.item()):
@@ -104,7 +117,8 @@ class Trainer:
         total, size = 0.0, self.config["batch"]
         for start in range(0, len(self.test.t), size):
             x, t, eps = (part[start:start + size].to(self.device) for part in (self.test.x, self.test.t, self.test.eps))
-            total += (self.ema(x, t) - eps).square().double().sum().item()
+            y = None if self.test.y is None else self.test.y[start:start + size].to(self.device)
+            total += (self.ema(x, t, y) - eps).square().cpu().double().sum().item()
         loss = total / self.test.eps.numel()
         self.progress["heldout"] = loss
         if self.best is None or loss < self.best["loss"]:
@@ -127,9 +141,13 @@ class Trainer:
         progress = {**self.progress, "cur_nimg": self.best["cur_nimg"], "heldout": self.best["loss"]}
         return {**self._description(), "ema": self.best["ema"], "progress": progress}
 
+    def sampling_state(self) -> dict[str, Any]:
+        """What `ldm.prior.Prior` needs of the moving average as it is now; nothing is copied."""
+        return {**self._description(), "ema": self.ema.state_dict(), "progress": self.progress}
+
     def _description(self) -> dict[str, Any]:
         return {
-            "config": self.config, "latent_shape": list(self.data.latents.shape[1:]),
+            "labels": self.data.labels, "config": self.config, "latent_shape": list(self.data.latents.shape[1:]),
             "whitening": self.whitening.state_dict(), "gaussian_guess": self.guess_loss, **self.data.info,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "machine": platform.machine(), "threads": str(torch.get_num_threads())},

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dnnlib import format_time
+from ldm.copying import COPIES, nearest_ratio
 from ldm.trainer import Trainer
 from torch_utils import checkpoint
 from torch_utils.stats import JsonLines
@@ -23,18 +24,23 @@ def list_snapshots(run_dir: Path) -> list[Path]:
 
 
 class Run:
-    """A `Trainer` and its run directory: ticks, ``stats.jsonl``, snapshots, the end."""
+    """A `Trainer` and its run directory: ticks, ``stats.jsonl``, snapshots, the end.
 
-    def __init__(self, trainer: Trainer, run_dir: Path) -> None:
-        self.trainer, self.run_dir = trainer, run_dir
+    pictures: writes a picture of samples under the path that it is given, at every snapshot; None = there are none.
+    """
+
+    def __init__(self, trainer: Trainer, run_dir: Path, pictures: Callable[[Path], None] | None = None) -> None:
+        self.trainer, self.run_dir, self.pictures = trainer, run_dir, pictures
         self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=trainer.progress["cur_tick"])
         self.seconds_before = float(trainer.progress["seconds"])
         self.started = self.since = time.monotonic()
         self.since_nimg = trainer.progress["cur_nimg"]
         self.best_written = -1
+        self.nearest: float | None = None  # ratio of the last tick that was judged
 
     def train(self, stopped: Callable[[], bool]) -> bool:
-        """Trains until kimg or minutes are used up (True), or until `stopped()` (False). The state is saved then."""
+        """Trains until kimg, minutes or patience are used up (True), or until `stopped()` (False), and saves the state.
+        """
         trainer, config, progress = self.trainer, self.trainer.config, self.trainer.progress
         if progress["cur_nimg"] == 0 and trainer.best is None:
             tqdm.write(f"Held-out loss: {trainer.evaluate():.4f} untrained, {trainer.guess_loss:.4f} Gaussian guess")
@@ -65,7 +71,33 @@ class Run:
         config, progress = self.trainer.config, self.trainer.progress
         progress["seconds"] = self.seconds_before + time.monotonic() - self.started
         out_of_time = config["minutes"] is not None and progress["seconds"] >= config["minutes"] * 60
-        return out_of_time or (config["kimg"] is not None and progress["cur_nimg"] >= config["kimg"] * 1000)
+        return out_of_time or self.stale() or (
+            config["kimg"] is not None and progress["cur_nimg"] >= config["kimg"] * 1000)
+
+    def stale(self) -> bool:
+        """Whether the held-out loss has not fallen for ``patience`` ticks, as of the last tick."""
+        config, best = self.trainer.config, self.trainer.best
+        if config["patience"] is None or best is None:
+            return False
+        return self.trainer.progress["tick_start_nimg"] - best["cur_nimg"] >= config["patience"] * config["tick"] * 1000
+
+    def verdict(self) -> str:
+        """What there is to say about a finished run."""
+        trainer, best = self.trainer, self.trainer.best
+        assert best is not None
+        lines = [f"Done: held-out loss {best['loss']:.4f} at {best['cur_nimg'] / 1000:.1f} kimg, Gaussian guess "
+                 f"{trainer.guess_loss:.4f}."]
+        if self.stale():
+            lines.append(f"Stopped early: no lower held-out loss for {trainer.config['patience']} ticks.")
+        lines.append(f"Use it with --ldm {self.run_dir / BEST}")
+        if best["loss"] > (1 - 1e-4) * trainer.guess_loss:  # an untrained net equals it up to rounding
+            lines.append("Warning: on held-out images the model never beat the Gaussian guess, so its samples are no "
+                         "better than normal noise with the latents' mean and covariance. Train longer, or on more "
+                         "images.")
+        if self.nearest is not None and self.nearest < COPIES:
+            lines.append(f"Warning: samples of the last weights lie {self.nearest:.2f} times as far from the nearest "
+                         "training latent as held-out latents do: many are copies. Use the best weights, not the last.")
+        return "\n".join(lines)
 
     def _rate(self) -> float:
         return (self.trainer.progress["cur_nimg"] - self.since_nimg) / max(time.monotonic() - self.since, 1e-9)
@@ -81,6 +113,7 @@ class Run:
         return max(min(left), 0.0)
 
     def _tick(self) -> None:
+        """Closes a tick: held-out loss, a line of ``stats.jsonl``; with snapshots and at the end, copies are sought."""
         trainer, progress = self.trainer, self.trainer.progress
         rate, left = self._rate(), self._left()
         heldout = trainer.evaluate()
@@ -89,6 +122,10 @@ class Run:
         progress["tick_start_nimg"] = progress["cur_nimg"]
         trainer.collector.report("Loss/heldout", heldout)
         trainer.collector.report("Loss/gaussian_guess", trainer.guess_loss)
+        judge = progress["cur_tick"] % trainer.config["snap"] == 0 or self._over()
+        if judge:
+            self.nearest = nearest_ratio(trainer)
+            trainer.collector.report("Copy/nearest_ratio", self.nearest)
         record = trainer.collector.pop()
         self.stats.append({"Progress/tick": progress["cur_tick"], "Progress/kimg": progress["cur_nimg"] / 1000,
                            **record, "Timing/latents_per_sec": rate, "Timing/total_sec": progress["seconds"]})
@@ -97,16 +134,19 @@ class Run:
             f"time {format_time(progress['seconds']):<8s} left {format_time(left):<8s} latents/s {rate:<7.0f} "
             f"loss {record['Loss/train']['mean']:.4f} held-out {heldout:.4f} "
             f"(Gaussian guess {trainer.guess_loss:.4f}, best {trainer.best['loss']:.4f})"
+            + (f" nearest {self.nearest:.2f}" if judge else "")
         )
         self.since, self.since_nimg = time.monotonic(), progress["cur_nimg"]
 
     def snapshot(self) -> None:
-        """Writes the state, the best weights if they are new, and drops the oldest snapshots."""
+        """Writes the state, the best weights if they are new, a picture, and drops the oldest snapshots."""
         trainer, keep = self.trainer, self.trainer.config["keep"]
         path = self.run_dir / f"network-snapshot-{trainer.progress['cur_nimg'] // 1000:06d}.pkl"
         checkpoint.save(path, "ldm", trainer.state_dict())
         if trainer.best is not None and trainer.best["cur_nimg"] != self.best_written:
             checkpoint.save(self.run_dir / BEST, "ldm", trainer.best_state_dict())
             self.best_written = trainer.best["cur_nimg"]
+        if self.pictures is not None:
+            self.pictures(self.run_dir / f"samples{trainer.progress['cur_nimg'] // 1000:06d}.png")
         for old in list_snapshots(self.run_dir)[:-keep] if keep else []:
             old.unlink(missing_ok=True)

@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ldm.denoiser import TimeEmbedding
+from ldm.denoiser import ClassEmbedding, TimeEmbedding, embed
 
 SMALLEST_SIDE = 4
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or of as many as divide `channels`."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    """GroupNorm of 32 groups, or of fewer that hold four channels each.
+
+    A group of one channel would take away what time and class add to that channel.
+    """
+    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -105,12 +108,14 @@ class UNet(nn.Module):
     blocks     residual blocks per level on the way down, one more on the way up
     attention  sides (the shorter one) of the levels with attention; the middle always has it
     dropout    in every residual block
+    classes    number of classes that it is told of; 0 = none
 
-    forward: x ``[N, C, H, W]``, t int64 ``[N]`` -> like x; zero at initialisation.
+    forward: x ``[N, C, H, W]``, t int64 ``[N]``, classes y int64 ``[N]`` (`classes` or None: no class) -> like x; zero
+    at initialisation.
     """
 
     def __init__(self, shape: Sequence[int], channels: int = 128, mult: Sequence[int] = (1, 2, 2), blocks: int = 2,
-                 attention: Sequence[int] = (16, 8), dropout: float = 0.1) -> None:
+                 attention: Sequence[int] = (16, 8), dropout: float = 0.1, classes: int = 0) -> None:
         super().__init__()
         c_data, height, width = shape
         mult = list(mult)[: num_levels(height, width, len(mult))]
@@ -141,11 +146,12 @@ class UNet(nn.Module):
         assert not skips
         self.norm = group_norm(now)
         self.last = nn.Conv2d(now, c_data, 3, padding=1)
+        self.label = ClassEmbedding(classes, emb) if classes else None
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        emb = functional.silu(self.time(t))
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        emb = embed(self.time, self.label, t, y)
         x = self.first(x)
         skips = [x]
         for layer in self.down:

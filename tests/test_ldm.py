@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ from runs import CPU, assert_equal, tiny_config
 
 from dnnlib import UserError
 from dnnlib.cli import format_seeds, next_run_dir, parse_seeds
-from ldm import ddim, denoiser, schedule, whitening
+from ldm import denoiser, schedule, whitening
 from ldm.batches import LatentData, batch_indices, draw_times, split_images
+from ldm.copying import nearest_ratio
 from ldm.latents import open_latents
+from ldm.names import SCHEDULES, SPACINGS
 from ldm.presets import PRESETS, resolve
-from ldm.prior import load_prior
+from ldm.prior import Prior, load_prior
 from ldm.sample import main as sample_main
+from ldm.settings import Sampling
 from ldm.train import main as train_main
 from ldm.trainer import Trainer
 from ldm.training_loop import Run, list_snapshots
@@ -63,7 +65,7 @@ def test_run_folders_are_numbered_after_the_highest(tmp_path: Path) -> None:
 # Schedules.
 
 
-@pytest.mark.parametrize("kind", schedule.KINDS)
+@pytest.mark.parametrize("kind", SCHEDULES)
 def test_alpha_bars_fall_from_one_to_zero(kind: str) -> None:
     bars = schedule.alpha_bars(kind)
     assert bars.dtype == torch.float64
@@ -82,7 +84,7 @@ def test_linear_schedule_has_the_published_values() -> None:
     assert int((noise - 0.05).abs().argmin()) == 11
 
 
-@pytest.mark.parametrize("spacing", schedule.SPACINGS)
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("count", [2, 3, 10, 50, 999, 1000])
 def test_timesteps_have_both_ends_and_no_doubles(spacing: str, count: int) -> None:
     times = schedule.timesteps(count, 1000, spacing)
@@ -99,75 +101,6 @@ def test_spacings() -> None:
     for count, spacing in ((0, "uniform"), (1001, "uniform"), (5, "cubic")):
         with pytest.raises(ValueError, match="cannot visit"):
             schedule.timesteps(count, 1000, spacing)
-
-
-# Samplers against exact results.
-
-MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-COV = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.0, -0.3], [0.0, -0.3, 0.25]], dtype=torch.float64)
-
-
-def mixture_eps(weights: list[float], means: torch.Tensor, covs: torch.Tensor) -> ddim.EpsFn:
-    """The exact noise estimate -sqrt(1 - a) grad log p_t for data from a Gaussian mixture in D dimensions."""
-    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        a = LINEAR[t[0]]
-        spread = a * covs + (1 - a) * torch.eye(x.shape[1], dtype=x.dtype)
-        off = x[:, None] - a.sqrt() * means  # [N, K, D]
-        solved = torch.einsum("kij,nkj->nki", spread.inverse(), off)
-        logs = torch.tensor(weights, dtype=x.dtype).log() - 0.5 * (spread.logdet() + (off * solved).sum(-1))
-        return (1 - a).sqrt() * (logs.softmax(1)[..., None] * solved).sum(1)
-    return eps
-
-
-def noise_of(shape: tuple[int, ...], name: str) -> Callable[[int], torch.Tensor]:
-    return lambda i: torch.randn(shape, dtype=torch.float64, generator=generator(name, i))
-
-
-@pytest.mark.parametrize("spacing", schedule.SPACINGS)
-def test_ddim_carries_noise_to_a_gaussian(spacing: str) -> None:
-    """With the exact score the chain is affine; its images of 0 and of the unit vectors give mean and covariance."""
-    start = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
-    end = ddim.sample(mixture_eps([1.0], MEAN[None], COV[None]), start, LINEAR, schedule.timesteps(500, 1000, spacing))
-    torch.testing.assert_close(end[0], MEAN, rtol=0, atol=0.02)
-    columns = (end[1:] - end[0]).T
-    torch.testing.assert_close(columns @ columns.T, COV, rtol=0, atol=0.03)
-
-
-@pytest.mark.parametrize(("eta", "steps"), [(0.0, 200), (0.5, 200), (1.0, 1000)])
-def test_samplers_reproduce_a_mixture(eta: float, steps: int) -> None:
-    weights = [0.3, 0.7]
-    means = torch.tensor([[3.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
-    covs = torch.stack([torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ([0.2, 0.5], [0.5, 0.1])])
-    shape = (6000, 2)
-    x = ddim.sample(mixture_eps(weights, means, covs), noise_of(shape, "start")(0), LINEAR, schedule.timesteps(steps),
-                    eta, noise_of(shape, "step"))
-    share = torch.tensor(weights, dtype=torch.float64)[:, None]
-    mean = (share * means).sum(0)
-    cov = (share[:, :, None] * covs).sum(0) + (share * (means - mean)).T @ (means - mean)
-    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.08)
-    torch.testing.assert_close(torch.cov(x.T), cov, rtol=0, atol=0.15)
-    assert (x[:, 0] > 1.2).double().mean().item() == pytest.approx(0.3, abs=0.03)
-
-
-@pytest.mark.parametrize("t", [1, 2, 500, 999])
-def test_eta_one_is_the_ddpm_posterior(t: int) -> None:
-    """Mean and variance of q(x_{t-1} | x_t, x_0), Ho et al. eq. 6-7."""
-    a_t, a_s = LINEAR[t].item(), LINEAR[t - 1].item()
-    beta = 1 - a_t / a_s
-    sigma = ddim.step_sigma(a_t, a_s, 1.0)
-    assert sigma**2 == pytest.approx(beta * (1 - a_s) / (1 - a_t), rel=1e-9)
-    x_0, eps = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator("posterior"))
-    x_t = ddim.add_noise(x_0, eps, a_t)
-    mean = a_s**0.5 * beta / (1 - a_t) * x_0 + (1 - beta) ** 0.5 * (1 - a_s) / (1 - a_t) * x_t
-    torch.testing.assert_close(ddim.step(x_t, eps, a_t, a_s, sigma, torch.zeros_like(x_t)), mean)
-    torch.testing.assert_close(ddim.predict_clean(x_t, eps, a_t), x_0)
-
-
-def test_sampler_refuses_what_it_cannot_do() -> None:
-    x, eps = torch.zeros(1, 2), mixture_eps([1.0], MEAN[None, :2], COV[None, :2, :2])
-    for steps, eta in (([], 0.0), ([3, 5], 0.0), ([5, 3], 1.5), ([5, 3], 1.0)):
-        with pytest.raises(ValueError, match=r"times|eta"):
-            ddim.sample(eps, x, LINEAR, steps, eta)
 
 
 # Networks.
@@ -229,6 +162,43 @@ def test_presets_refuse_nonsense() -> None:
 
 
 # Whitening, split, batches.
+
+
+def test_auto_whitening_is_the_fullest_that_fits() -> None:
+    for shape, kind in (((2048, 1, 1), "full"), ((2049, 1, 1), "diagonal"), ((16, 8, 8), "full"),
+                        ((17, 8, 8), "channel")):
+        assert whitening.choose_kind("auto", shape) == kind
+        assert whitening.choose_kind("scalar", shape) == "scalar"
+
+
+@pytest.mark.parametrize("kind", ["full", "channel", "diagonal", "scalar"])
+def test_missing_noise_makes_the_sum_white(kind: str) -> None:
+    """Noise of whitened space, brought back, plus what `colour` gives: covariance total^2 in every direction."""
+    rng = generator("colour")
+    f = torch.einsum("ij,njhw->nihw", torch.randn(3, 3, generator=rng), torch.randn(500, 3, 2, 1, generator=rng)) * 2
+    fitted = whitening.fit(f, 10**9, kind)
+    total = 0.7
+    share = total / fitted.largest_spread
+    basis = torch.eye(6).reshape(6, 3, 2, 1)
+    back = fitted.invert(basis * share) - fitted.invert(torch.zeros_like(basis))
+    both = torch.stack([back.flatten(1), fitted.colour(basis, total, share).flatten(1)])
+    torch.testing.assert_close(torch.einsum("kni,knj->ij", both, both), total**2 * torch.eye(6), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "scalar"])
+def test_small_whitenings(kind: str) -> None:
+    f = torch.randn(3000, 3, 2, 2, generator=generator("small")) * torch.tensor([1.0, 5.0, 0.0])[:, None, None] + 2
+    fitted = whitening.fit(f, 3000, kind)
+    assert fitted.matrix.shape == (12,)
+    white = fitted.apply(f)
+    torch.testing.assert_close(fitted.invert(white), f, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(white.mean(0), torch.zeros(3, 2, 2), atol=1e-3, rtol=0)
+    deviation = white.std(0)
+    if kind == "diagonal":
+        torch.testing.assert_close(deviation[:2], torch.ones(2, 2, 2), atol=0.01, rtol=0)
+    else:
+        assert deviation.square().mean().sqrt().item() == pytest.approx(1, abs=0.01)
+        torch.testing.assert_close(deviation[1] / deviation[0], torch.full((2, 2), 5.0), atol=0.3, rtol=0)
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((6, 1, 1), "full"), ((2, 3, 3), "full"), ((2, 32, 32), "channel")])
@@ -352,18 +322,48 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 def test_training_beats_the_gaussian_guess_and_finds_both_clusters(tmp_path: Path) -> None:
     data = two_moons(300)
-    trainer = Trainer(small_config(kimg=60, tick=6, snap=5, keep=2), data, CPU)
+    trainer = Trainer(small_config(kimg=48, tick=8, snap=3, keep=2, lr=4e-3, batch=96), data, CPU)
     assert trainer.evaluate() == pytest.approx(trainer.guess_loss, rel=1e-5)
     Run(trainer, tmp_path).train(lambda: False)
     assert trainer.best is not None
     assert trainer.best["loss"] < 0.95 * trainer.guess_loss
     assert len(list_snapshots(tmp_path)) == 2
     prior = load_prior(tmp_path / "best_model.pkl", CPU)
-    f = prior.sample(range(300), steps=25)
+    f = prior.sample(range(300), Sampling(steps=25))
     torch.testing.assert_close(f.square().mean(1).flatten(), torch.ones(300), atol=1e-4, rtol=0)
     assert (f[:, 0] > 0).float().mean().item() == pytest.approx(1 / 3, abs=0.1)
     assert (f[:, 0].abs() < 1.0).float().mean().item() < 0.1  # few between the clusters
     torch.testing.assert_close(f.mean(0), data.latents.mean(0), atol=0.25, rtol=0)
+
+
+def test_early_stop(tmp_path: Path) -> None:
+    """Few latents and a large learning rate: the held-out loss turns, and the run ends by itself."""
+    config = small_config(kimg=100, tick=2, patience=2, lr=5e-3, ema_kimg=1.0)
+    trainer = Trainer(config, two_moons(16), CPU)
+    run = Run(trainer, tmp_path)
+    assert run.train(lambda: False)
+    assert trainer.best is not None
+    end = trainer.progress["cur_nimg"]
+    assert 4000 <= end - trainer.best["cur_nimg"] < 4100
+    assert end < 90_000
+    assert "Stopped early: no lower held-out loss for 2 ticks" in run.verdict()
+    assert [line for line in stats_of(tmp_path) if "Copy/nearest_ratio" in line][-1]["Progress/kimg"] == end / 1000
+    # A finished run stays finished, and goes on with more patience.
+    newest = checkpoint.load(list_snapshots(tmp_path)[-1], "ldm")
+    again = Trainer(newest["config"], two_moons(16), CPU, newest)
+    assert Run(again, tmp_path).train(lambda: False)
+    assert again.progress["cur_nimg"] == end
+    again.config["patience"] = 9
+    assert not Run(again, tmp_path).train(lambda: again.progress["cur_nimg"] >= end + 64)
+    assert again.progress["cur_nimg"] == end + 64
+
+
+def test_copies_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ratio is 0 for samples that are training latents, and 1 for held-out ones."""
+    trainer = Trainer(small_config(), two_moons(200), CPU)
+    for rows, wanted in ((trainer.train_latents, 0.0), (trainer.held_latents, 1.0)):
+        monkeypatch.setattr(Prior, "sample", lambda self, seeds, settings, rows=rows: self.decode(rows))
+        assert nearest_ratio(trainer) == pytest.approx(wanted, abs=0.01)
 
 
 def test_other_latents_are_not_continued(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_files_of_a_run(ldm_run: Path, gan_path: Path, tiny_set: Path) -> None:
     assert ldm_run.name == "00000-ldm-tiny-mlp"
     assert {path.name for path in ldm_run.iterdir()} == {
         "training_options.json", "log.txt", "stats.jsonl", "network-snapshot-000001.pkl", "best_model.pkl",
-        "training_latents.pkl"}
+        "training_latents.pkl", "samples000001.png"}
     log = (ldm_run / "log.txt").read_text()
     assert "Gaussian guess" in log
     assert "best_model.pkl" in log
@@ -436,8 +436,8 @@ def test_resume_script_extends_a_run(ldm_run: Path, tmp_path: Path) -> None:
 
     copy = tmp_path / "copy"
     shutil.copytree(ldm_run, copy)
-    done = run_script("-m", "ldm.train", "--resume", copy, "--kimg", "2")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(train_main, ["--resume", str(copy), "--kimg", "2"])
+    assert done.exit_code == 0, done.output
     assert "1216 latents seen" in done.stdout
     assert len(stats_of(copy)) == 5
     again = CliRunner().invoke(train_main, ["--resume", str(copy)])
@@ -458,46 +458,57 @@ def test_dry_run_writes_nothing(gan_path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_seed_gives_its_latent_in_any_batch(ldm_run: Path, eta: float) -> None:
+@pytest.mark.parametrize("settings", [Sampling(steps=8), Sampling(steps=8, eta=1.0), Sampling("dpm2m", 6),
+                                      Sampling("pc", 6), Sampling("gaussian")], ids=str)
+def test_a_seed_gives_its_latent_in_any_batch(ldm_run: Path, settings: Sampling) -> None:
     prior = load_prior(ldm_run / "best_model.pkl", CPU)
-    together = prior.sample(range(10), steps=8, eta=eta, batch_size=10)
-    alone = prior.sample([7, 3], steps=8, eta=eta, batch_size=1)
+    together = prior.sample(range(10), settings, batch_size=10)
+    alone = prior.sample([7, 3], settings, batch_size=1)
     torch.testing.assert_close(alone, together[[7, 3]], atol=1e-4, rtol=0)
     assert (together[7] - together[3]).abs().max() > 0.01
-    assert prior.sample([], steps=8).shape == (0, 4, 1, 1)
+    assert prior.sample([], settings).shape == (0, 4, 1, 1)
 
 
 def test_latents_file_equals_its_model(ldm_run: Path, gan_path: Path, tmp_path: Path) -> None:
     model, path = ldm_run / "best_model.pkl", tmp_path / "latents.pkl"
-    done = run_script("ldm/sample.py", "--network", model, "--seeds", "0-4,9", "--steps", "8", "--eta", "0.5",
-                      "--spacing", "quadratic", "--batch", "4", "--outdir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(sample_main, ["--network", str(model), "--seeds", "0-4,9", "--steps", "8", "--eta", "0.5",
+                                            "--spacing", "quadratic", "--batch", "4", "--outdir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
     gan_hash = load_gan(gan_path, CPU).hash
-    stored = open_latents(path, gan_hash, CPU)
-    live = open_latents(model, gan_hash, CPU, steps=8, eta=0.5, spacing="quadratic")
+    stored = open_latents(path, gan_hash, CPU, {})
+    live = open_latents(model, gan_hash, CPU, {"steps": 8, "eta": 0.5, "spacing": "quadratic"})
     torch.testing.assert_close(stored([9, 2]), live([9, 2]), atol=1e-4, rtol=0)
     assert stored.latent_shape == live.latent_shape == (4, 1, 1)
     assert {**stored.provenance, "latents": None} == {**live.provenance, "latents": None}
-    default = open_latents(model, gan_hash, CPU)
+    default = open_latents(model, gan_hash, CPU, {})
     assert default.provenance["ldm_steps"] == 50
-    with pytest.raises(UserError, match=r"no latent for seed 5-6; make them: python ldm/sample.py .*--seeds 0-6,9"):
+    wanted = "no latent for seed 5-6; make them: .*--seeds 0-6,9 --steps 8 --eta 0.5 --spacing quadratic --out"
+    with pytest.raises(UserError, match=wanted):
         stored([0, 5, 6])
     with pytest.raises(UserError, match="sampled with steps 8"):
-        open_latents(path, gan_hash, CPU, steps=50)
+        open_latents(path, gan_hash, CPU, {"steps": 50})
 
 
 def test_wrong_files_are_refused(ldm_run: Path, gan_path: Path) -> None:
     gan_hash = load_gan(gan_path, CPU).hash
     with pytest.raises(UserError, match="belongs to another GAN"):
-        open_latents(ldm_run / "best_model.pkl", "0" * 64, CPU)
-    with pytest.raises(UserError, match="latents of training images"):
-        open_latents(ldm_run / "training_latents.pkl", gan_hash, CPU)
+        open_latents(ldm_run / "best_model.pkl", "0" * 64, CPU, {})
+    with pytest.raises(UserError, match="that a model was trained on"):
+        open_latents(ldm_run / "training_latents.pkl", gan_hash, CPU, {})
     with pytest.raises(UserError, match="is a generator checkpoint"):
-        open_latents(gan_path, gan_hash, CPU)
-    for settings in ({"steps": 0}, {"steps": 1001}, {"eta": 2.0}, {"spacing": "cubic"}):
-        with pytest.raises(UserError, match="--"):
-            open_latents(ldm_run / "best_model.pkl", gan_hash, CPU, **settings)  # type: ignore[arg-type]
+        open_latents(gan_path, gan_hash, CPU, {})
+
+
+@pytest.mark.parametrize(("settings", "word"), [
+    ({"steps": 0}, "--steps 0"), ({"steps": 1001}, "--steps 1001"), ({"eta": 2.0}, "--eta 2"),
+    ({"spacing": "cubic"}, "--spacing cubic"), ({"sampler": "euler"}, "--sampler euler"),
+    ({"sampler": "dpm2m", "eta": 0.5}, "--eta belongs to"), ({"snr": 0.2}, "belong to --sampler pc"),
+    ({"sampler": "pc", "snr": 0.9}, "--snr 0.9"), ({"sampler": "pc", "corrections": 0}, "--corrections 0"),
+    ({"sampler": "gaussian", "steps": 9}, "takes no steps"), ({"cfg_scale": 2.0}, "without classes"),
+])
+def test_settings_that_do_not_exist(settings: dict[str, Any], word: str, ldm_run: Path, gan_path: Path) -> None:
+    with pytest.raises(UserError, match=word):
+        open_latents(ldm_run / "best_model.pkl", load_gan(gan_path, CPU).hash, CPU, settings)
 
 
 @pytest.mark.parametrize(("args", "word"), [
@@ -508,6 +519,9 @@ def test_wrong_files_are_refused(ldm_run: Path, gan_path: Path) -> None:
     (["ldm/train.py", "--network", "GAN", "--outdir", "OUT", "--cfg", "unet"], "vectors"),
     (["ldm/train.py", "--network", "GAN", "--outdir", "OUT", "--data", "nowhere.zip"], "nowhere.zip"),
     (["ldm/train.py", "--network", "GAN", "--outdir", "OUT", "--lr", "0"], "--lr"),
+    (["ldm/train.py", "--network", "GAN", "--outdir", "OUT", "--space", "w"], "no mapping network"),
+    (["ldm/train.py", "--network", "GAN", "--outdir", "OUT", "--samples", "9"], "--samples"),
+    (["ldm/train.py", "--network", "GAN", "--outdir", "OUT", "--cond", "1"], "--cond 1"),
     (["ldm/train.py", "--resume", "OUT"], "no network-snapshot"),
     (["ldm/train.py", "--resume", "RUN", "--lr", "1"], "--lr cannot change"),
     (["ldm/sample.py", "--network", "LDM", "--seeds", "0-3"], "--out"),

@@ -22,6 +22,7 @@ from training.run_state import RunState, image_shape, load_state
 from training.tables import LatentTable, encoded
 
 LatentSource = Callable[[Sequence[int]], torch.Tensor]  # seeds -> f [n, C, H, W]
+Decode = Callable[[torch.Tensor, Any], torch.Tensor]  # latents [n, D, 1, 1], noise of the blocks -> img
 References = torch.Tensor | LatentTable  # f [n, C, H, W] by index
 NOISE_MODES = ("random", "none", "const")
 
@@ -103,24 +104,27 @@ class Sampler:
     def __init__(self, gan: Gan, *, latents: LatentSource | None = None, references: References | None = None,
                  class_idx: int | None = None, labels: Sequence[int] | None = None, sigma: float | None = None,
                  noise_mode: str = "random", truncation: float | None = None,
-                 source: dict[str, Any] | None = None) -> None:
+                 source: dict[str, Any] | None = None, decode: Decode | None = None, noisy: bool = False) -> None:
         """latents: f per seed, from a prior. references: f [n, C, H, W]; seed k takes number k mod n.
 
         class_idx: the class of all samples; labels: or classes to draw from, for metrics (those of the references
         where there are some). sigma: None = that of the checkpoint. noise_mode: ``random`` (per seed), ``none``, or
         ``const``, the stored maps of StyleGAN2. truncation: ψ, for networks with a mapping network.
-        source: provenance of the conditions. Raises `UserError` where network and conditions don't fit.
+        source: provenance of the conditions. decode: makes images of `latents` that are no f and stand for all that G
+        is told (`training.spaces`). noisy: `latents` are h / √(1 − σ²), to which no noise is added. Raises `UserError`
+        where network and conditions don't fit.
         """
         self.gan, self.latents, self.references = gan, latents, references
         self.class_idx, self.labels = class_idx, labels
-        self.noise_mode = noise_mode
-        self._check_latents()
-        self._check_class()
+        self.noise_mode, self.decode, self.noisy = noise_mode, decode, noisy
+        if decode is None:
+            self._check_latents()
+            self._check_class()
         self._check_generator(noise_mode, truncation)
         self.options = {} if truncation is None else {"truncation": truncation}
         self.sigma = self._check_sigma(sigma)
         kinds = (source or {}).get("mode") or ("ldm" if latents else "ref")
-        self.provenance = {"mode": kinds if gan.uses_latents else "unconditional", "sigma": self.sigma,
+        self.provenance = {"mode": kinds if gan.uses_latents or decode else "unconditional", "sigma": self.sigma,
                            "class": class_idx, **self.options, **(source or {})}
 
     def _check_latents(self) -> None:
@@ -176,7 +180,8 @@ class Sampler:
     def condition_latents(self, seeds: Sequence[int]) -> torch.Tensor | None:
         """f [n, C, H, W] for the seeds, on the CPU, or None for networks without."""
         if self.latents is not None:
-            return self.gan.G.encoder.normalize(self.latents(seeds).cpu())
+            f = self.latents(seeds).cpu()
+            return f if self.noisy else self.gan.G.encoder.normalize(f)
         if self.references is not None:
             return self.references[[seed % len(self.references) for seed in seeds]]
         return None
@@ -185,12 +190,15 @@ class Sampler:
     def batch(self, seeds: Sequence[int]) -> torch.Tensor:
         """Images uint8 [n, C, H, W] on the CPU, one per seed."""
         G, device = self.gan.G, self.gan.device
+        noise: Any = {"random": SampleNoise(seeds, device), "const": "const", "none": None}[self.noise_mode]
+        if self.decode is not None:
+            assert self.latents is not None
+            return to_uint8(self.decode(self.latents(seeds).to(device), noise)).cpu()
         # z as the official script draws it, so that its seeds keep their z.
         z = np.stack([np.random.RandomState(seed % 2**32).randn(G.z_dim) for seed in seeds])
         f, labels = self.condition_latents(seeds), self._labels(seeds)
-        eps = None if f is None else sample_normal(seeds, f.shape[1:], "eps")
+        eps = None if f is None else torch.zeros_like(f) if self.noisy else sample_normal(seeds, f.shape[1:], "eps")
         told = self.gan.conditioning.told(f, labels, self.sigma, eps)
-        noise: Any = {"random": SampleNoise(seeds, device), "const": "const", "none": None}[self.noise_mode]
         img = G(torch.from_numpy(z).float().to(device), c=None if told.c is None else told.c.to(device),
                 h=None if told.h is None else told.h.to(device), sigma=told.sigma, noise=noise, **self.options)
         return to_uint8(img).cpu()

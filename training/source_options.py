@@ -17,8 +17,14 @@ _OPTIONS = [
     click.option("--class", "class_idx", type=int, help="Class of class-conditional networks"),
     click.option("--sigma", type=float, help="DIC-GAN: noise scale of h; default: as trained"),
     click.option("--trunc", type=float, help="Truncation ψ, for networks with a mapping network  [default: 1]"),
-    click.option("--ldm-steps", type=click.IntRange(min=1), help="DDIM steps of --ldm  [default: 50]"),
+    click.option("--ldm-sampler", type=click.Choice(["ddim", "dpm2m", "pc", "gaussian"]),
+                 help="Sampler of --ldm: DDIM, second order, with corrector, or (control) normal noise  "
+                 "[default: ddim]"),
+    click.option("--ldm-steps", type=click.IntRange(min=1), help="Steps of --ldm  [default: 50; dpm2m: 20]"),
     click.option("--eta", type=float, help="DDIM stochasticity of --ldm, 0 .. 1  [default: 0]"),
+    click.option("--cfg-scale", type=float, help="Classifier-free guidance of --ldm by its class  [default: 1]"),
+    click.option("--ldm-h", type=click.Choice(["renoised", "truncated"]),
+                 help="DIC-GAN: h is f of --ldm with noise added, or the state of its chain at σ  [default: renoised]"),
 ]
 
 
@@ -33,8 +39,11 @@ class SourceFlags:
     class_idx: int | None = None
     sigma: float | None = None
     trunc: float | None = None
+    ldm_sampler: str | None = None
     ldm_steps: int | None = None
     eta: float | None = None
+    cfg_scale: float | None = None
+    ldm_h: str | None = None
 
     @classmethod
     def take(cls, flags: dict[str, Any]) -> SourceFlags:
@@ -45,6 +54,12 @@ class SourceFlags:
     def latent_sources(self) -> list[str]:
         """The given flags that say where latents come from."""
         return [f"--{name}" for name in ("ldm", "ref", "instances", "prior") if getattr(self, name) is not None]
+
+    @property
+    def of_ldm(self) -> dict[str, Any]:
+        """Values that only mean something beside ``--ldm``, by flag."""
+        return {"--ldm-sampler": self.ldm_sampler, "--ldm-steps": self.ldm_steps, "--eta": self.eta,
+                "--cfg-scale": self.cfg_scale, "--ldm-h": self.ldm_h}
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:

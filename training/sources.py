@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,15 +20,27 @@ from training.prior_files import fit_prior, open_prior
 from training.priors import PRIORS, LatentPrior, Spec, parse_instances, parse_prior
 from training.sampling import Gan, LatentSource, Sampler, encode
 from training.source_options import SourceFlags
+from training.spaces import decoder
 
 TrainingSet = Callable[[str], ImageDataset]  # flag that needs the training images → them
 
 
-class OpenLatents(Protocol):
-    """`ldm.latents.open_latents`, which this package doesn't import."""
+class DiffusionLatents(Protocol):
+    """`ldm.latents.LatentSource`, which this package doesn't import."""
 
-    def __call__(self, path: str, gan_hash: str, device: torch.device, steps: int | None = None,
-                 eta: float | None = None) -> LatentSource: ...
+    space: str
+    noisy: bool
+    labels: list[int] | None
+    provenance: dict[str, Any]
+
+    def __call__(self, seeds: Sequence[int]) -> torch.Tensor: ...
+
+
+class OpenLatents(Protocol):
+    """`ldm.latents.open_latents`."""
+
+    def __call__(self, path: str, gan_hash: str, device: torch.device, asked: Mapping[str, Any], *,
+                 sigma: float | None = None) -> DiffusionLatents: ...
 
 
 # Image sets.
@@ -119,25 +131,52 @@ def open_sampler(gan: Gan, flags: SourceFlags, *, open_latents: OpenLatents, ima
     don't fit the network.
     """
     given = flags.latent_sources
-    if given and not gan.uses_latents:
+    if given and not gan.uses_latents and not (given == ["--ldm"] and gan.G.has_mapping):
         raise UserError(f"{gan.path} takes no instance latents: leave out {' and '.join(given)}.")
     if len(given) > 1:
         raise UserError(f"{', '.join(given)} all say where latents come from; give one of them.")
-    if flags.ldm is None and (flags.ldm_steps is not None or flags.eta is not None):
-        raise UserError("--ldm-steps and --eta belong to --ldm; give --ldm FILE or leave them out.")
+    if flags.ldm is None and (odd := [flag for flag, value in flags.of_ldm.items() if value is not None]):
+        raise UserError(f"{', '.join(odd)} belong to --ldm; give --ldm FILE or leave them out.")
+    if flags.ldm is not None:
+        return _diffusion_sampler(gan, flags, open_latents, labels, noise_mode)
     latents: LatentSource | None = None
     references: torch.Tensor | None = None
     source: dict[str, Any] = {}
     if flags.ref is not None:
         references, source = _encode_references(gan, flags.ref, alterations)
-    elif flags.ldm is not None:
-        latents = open_latents(flags.ldm, gan.hash, gan.device, steps=flags.ldm_steps, eta=flags.eta)
     elif given:
         latents = _open_prior(gan, flags, images)
     return Sampler(gan, latents=latents, references=references, class_idx=flags.class_idx,
                    labels=_labels(gan, flags, latents, labels), sigma=flags.sigma, noise_mode=noise_mode,
                    truncation=None if flags.trunc == 1 else flags.trunc,
                    source={**source, **getattr(latents, "provenance", {})})
+
+
+def _diffusion_sampler(gan: Gan, flags: SourceFlags, open_latents: OpenLatents, labels: Sequence[int] | None,
+                       noise_mode: str) -> Sampler:
+    """The `Sampler` of ``--ldm``: latents f, h itself (``--ldm-h truncated``), or w and styles of StyleGAN2."""
+    sigma = None
+    if flags.ldm_h is not None:
+        if gan.diffused is None:
+            raise UserError(f"--ldm-h: {gan.path} has no diffused-instance condition h; leave it out.")
+        sigma = gan.diffused.check_sampling_sigma(flags.sigma) if flags.ldm_h == "truncated" else None
+    assert flags.ldm is not None
+    latents = open_latents(flags.ldm, gan.hash, gan.device, {
+        "sampler": flags.ldm_sampler, "steps": flags.ldm_steps, "eta": flags.eta, "cfg_scale": flags.cfg_scale,
+        "class_idx": flags.class_idx}, sigma=sigma)
+    if latents.space == "f":
+        told = labels if latents.labels is None else latents.labels
+        return Sampler(gan, latents=latents, class_idx=flags.class_idx,
+                       labels=None if flags.class_idx is not None else told, sigma=flags.sigma, noise_mode=noise_mode,
+                       truncation=None if flags.trunc == 1 else flags.trunc, source=latents.provenance,
+                       noisy=latents.noisy)
+    if flags.class_idx is not None and latents.labels is None:
+        raise UserError(f"--class {flags.class_idx}: this latent model was trained without classes; leave it out, or "
+                        "train one with ldm/train.py --cond 1.")
+    if flags.trunc not in (None, 1):
+        raise UserError(f"--trunc {flags.trunc:g} acts on the mapping network, whose place --ldm takes; leave it out.")
+    return Sampler(gan, latents=latents, class_idx=flags.class_idx, sigma=flags.sigma, noise_mode=noise_mode,
+                   source=latents.provenance, decode=decoder(gan, latents.space))
 
 
 def altered_references(gan: Gan, ref: str, alterations: str | None) -> torch.Tensor:
