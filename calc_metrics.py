@@ -4,18 +4,21 @@
 Examples:
   python calc_metrics.py --metrics fid50k_full,kid50k --network runs/00000-…/network-snapshot-000200.pkl --ldm ldm.pkl
   python calc_metrics.py --metrics fid2k_full,retrieval --network net.pkl --ref photos/ --heldout test.zip
-  python calc_metrics.py compare generated/ photos.zip --metrics fid_full,kid_full
+  python calc_metrics.py compare generated/ photos.zip --metrics fid_full,kid_full,pr3_full --pairs pairs.png
 
 \b
 Metrics: fidNk_full, kidNk_full  N thousand images (or fid500_full) against all reals, no x-flips
          fid_full, kid_full      as many images as there are reals
          fidNk, kidNk            reals capped to the count, x-flips as in training
+         fidinf…                 FID extrapolated to infinitely many images, in the same forms
+         prNk3_full, dcNk5_full  precision and recall, density and coverage; pr500n3_full, pr3_full, prNk3
+         isNk, diversityNk       Inception Score; mean distance between images, also within one condition
          retrieval               with --ref: is image i found from the sample made of it, and how near are the two?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed([
         click.option("--metrics", default="fid50k_full", show_default=True, metavar="NAMES", help="Comma-separated"),
         click.option("--detector", default="efficientnet_lite2", show_default=True,
-                     help="efficientnet_lite2, or inception with --weights"),
-        click.option("--weights", metavar="FILE", help="Weights of --detector inception"),
+                     help="efficientnet_lite2; with --weights also inception, swav, clip or timm:NAME"),
+        click.option("--weights", metavar="FILE", help="Weights of the detector"),
         click.option("--heldout", metavar="DIR|ZIP", help="Images that never trained: the bar for copying"),
+        click.option("--pairs", metavar="PNG", help="Picture of the ten images nearest to a training image, with it"),
         click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
         click.option("--no-cache", is_flag=True, help="Compute the features of data sets anew and keep nothing"),
@@ -77,23 +81,36 @@ def main(ctx: click.Context, **flags: Any) -> None:
 @click.option("--outdir", metavar="DIR", help="Where metric-NAME.jsonl go  [default: nowhere]")
 @shared_options
 def compare(images: str, reals: str, outdir: str | None, metrics: str, seed: int, batch: int, heldout: str | None,
-            verbose: bool, no_cache: bool, **flags: Any) -> None:
+            pairs: str | None, verbose: bool, no_cache: bool, **flags: Any) -> None:
     """Measure the images in A (judged) against those in B (real): folders or zips, of any image sizes."""
+    from metrics.command import open_cache, open_detector, open_set, progress, save_closest, show
     from metrics.image_sets import describe
     from metrics.registry import evaluate
 
+    check_pairs(pairs)
     detector = open_detector(metrics, **flags)
     judged, against = open_set(images), open_set(reals)
     records = evaluate(metrics, judged, against, detector=detector, heldout=open_set(heldout) if heldout else None,
                        seed=seed, cache=open_cache(no_cache), batch_size=batch, progress=progress(verbose),
                        provenance={"snapshot_pkl": None, "images": describe(judged)})
     show(records, outdir)
+    if pairs:
+        save_closest(pairs, records, judged.read, against)
+
+
+def check_pairs(path: str | None) -> None:
+    """Refuses a --pairs that can't be a picture before anything is measured."""
+    if path is not None:
+        from metrics.pairs import check_target
+
+        check_target(path)
 
 
 def measure_network(network: str, outdir: str | None, metrics: str, detector: str, weights: str | None, device: str,
-                    data: str | None, mirror: bool | None, seed: int, batch: int, heldout: str | None, verbose: bool,
-                    no_cache: bool, gpus: int, **flags: Any) -> None:
+                    data: str | None, mirror: bool | None, seed: int, batch: int, heldout: str | None,
+                    pairs: str | None, verbose: bool, no_cache: bool, gpus: int, **flags: Any) -> None:
     """The first form: samples of a checkpoint against its data set."""
+    from metrics.command import open_cache, open_detector, open_set, progress, save_closest, show
     from metrics.detectors import check_detector, check_not_own
     from metrics.image_sets import from_dataset
     from metrics.names import parse_metrics
@@ -102,6 +119,7 @@ def measure_network(network: str, outdir: str | None, metrics: str, detector: st
     from training.run_state import frozen_networks
     from training.sampling import load_gan
 
+    check_pairs(pairs)
     check_detector(detector, weights)
     kinds = {metric.kind for metric in parse_metrics(metrics)}
     gan = load_gan(network, select_device(device))
@@ -115,12 +133,15 @@ def measure_network(network: str, outdir: str | None, metrics: str, detector: st
     refs = open_references(source.ref, gan, seed) if source.ref and "retrieval" in kinds else None
     records = evaluate(
         metrics, fakes_of(sampler, seed, batch), reals, detector=open_detector(metrics, detector, weights, device),
-        heldout=open_set(heldout) if heldout else None, refs=refs, cache=open_cache(no_cache), seed=seed,
-        batch_size=batch, progress=progress(verbose), notes=notes,
+        heldout=open_set(heldout) if heldout else kept_from_training(gan, dataset), refs=refs,
+        groups=groups_of(sampler, seed),
+        cache=open_cache(no_cache), seed=seed, batch_size=batch, progress=progress(verbose), notes=notes,
         provenance={"snapshot_pkl": Path(network).name, "network_hash": gan.hash,
                     "cur_nimg": gan.progress["cur_nimg"], "conditions": conditions},
     )
     show(records, outdir or str(Path(network).parent))
+    if pairs:
+        save_closest(pairs, records, lambda k: sampler.batch([seed * SEEDS_PER_RUN + k])[0], reals)
 
 
 def open_data(gan: Any, path: str | None) -> tuple[Any, list[str]]:
@@ -134,10 +155,20 @@ def open_data(gan: Any, path: str | None) -> tuple[Any, list[str]]:
     if path is None:
         raise UserError(f"{trained['path']} has changed since {gan.path} was trained on it; put the former set back, "
                         f"or say --data {trained['path']} to measure against what is there now.")
-    if trained["max_images"] is not None:  # another set counts as a whole
+    if trained["max_images"] is not None or trained.get("holdout"):  # another set counts as a whole
         dataset = type(dataset)(path, use_labels=trained["use_labels"])
     return dataset, [f"{dataset.name} is not what the network was trained on ({trained['name']}): copying is "
                      f"sought in {dataset.name} only"]
+
+
+def kept_from_training(gan: Any, dataset: Any) -> Any:
+    """The part of the network's own data set that ``train.py --holdout`` kept from it, None without."""
+    from metrics.image_sets import from_dataset
+
+    share = gan.dataset.get("holdout", 0.0)
+    if not share or dataset.fingerprint != gan.dataset["fingerprint"]:
+        return None
+    return from_dataset(type(dataset)(dataset.path, holdout=share, part="heldout"), False)
 
 
 def open_conditions(gan: Any, dataset: Any, source: SourceFlags) -> tuple[Any, dict[str, Any]]:
@@ -162,6 +193,7 @@ def open_conditions(gan: Any, dataset: Any, source: SourceFlags) -> tuple[Any, d
 def set_fingerprint(ref: str) -> str:
     """Identity of the content of an image file, folder or zip."""
     from dnnlib import content_hash
+    from metrics.command import open_set
     from training.sources import is_picture
 
     return content_hash(ref) if is_picture(ref) else open_set(ref).fingerprint
@@ -190,54 +222,11 @@ def fakes_of(sampler: Any, seed: int, batch: int) -> Callable[[int], Iterable[An
     return fakes
 
 
-def open_detector(metrics: str, detector: str, weights: str | None, device: str) -> Any:
-    """The detector, once the metrics' names are known to be right."""
-    from metrics.detectors import load_detector
-    from metrics.names import parse_metrics
-    from torch_utils.device import select_device
-
-    parse_metrics(metrics)
-    return load_detector(detector, weights, select_device(device))
-
-
-def open_set(path: str) -> Any:
-    """The images of a folder or zip."""
-    from dnnlib.images import open_source
-    from metrics.image_sets import from_source
-
-    return from_source(open_source(path))
-
-
-def open_cache(off: bool) -> Any:
-    """Where features of data sets are kept between runs."""
-    from metrics.features import FeatureCache
-
-    return FeatureCache(None if off else FeatureCache.default_folder(), lambda line: click.echo(line, err=True))
-
-
-def progress(verbose: bool) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
-    """A progress bar with ETA around batches of images, on terminals."""
-
-    def track(batches: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=what, unit="img", disable=None if verbose else True) as bar:
-            for images in batches:
-                yield images
-                bar.update(min(len(images), total - bar.n))
-
-    return track
-
-
-def show(records: list[dict[str, Any]], folder: str | None) -> None:
-    """Prints the results, then stores them: what was measured is not lost on a full disk."""
-    from metrics.registry import write_records
-    from metrics.table import format_table
-
-    click.echo(format_table(records))
-    if folder is not None:
-        paths = write_records(records, folder)
-        click.echo(f"Stored in {', '.join(map(str, paths))}")
+def groups_of(sampler: Any, seed: int) -> Callable[[int], int] | None:
+    """Number of the condition of sample k: its reference image, or the one class; None where it isn't known."""
+    if sampler.references is not None:
+        return lambda k: (seed * SEEDS_PER_RUN + k) % len(sampler.references)
+    return None if sampler.class_idx is None else lambda k: 0
 
 
 if __name__ == "__main__":

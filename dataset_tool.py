@@ -1,11 +1,10 @@
-"""Converts folders, zips, CIFAR-10, MNIST, LSUN to the PNGs of one size, square or 2:1, RGB or grey, of training."""
+"""Converts folders, zips, CIFAR-10, MNIST, LSUN to the PNGs of one size of training; finds duplicates in sets."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -18,84 +17,6 @@ from dnnlib import UserError, format_bytes
 if TYPE_CHECKING:
     from dnnlib.conversion import Shaping, Write
     from dnnlib.images import ImageSource
-
-
-def parse_resolution(text: str, transform: str | None) -> tuple[int, int]:
-    """``64``, ``128x64`` -> (width, height): a valid size; for center-crop-wide any height up to a valid width."""
-    from dnnlib.sizes import format_size, is_valid_resolution, is_valid_size, suggest_size
-
-    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text, re.ASCII)
-    if match is None:
-        raise UserError(f"--resolution={text}: write one number, or WIDTHxHEIGHT as in 128x64.")
-    width, height = int(match[1]), int(match[2] or match[1])
-    if transform == "center-crop-wide":
-        if not is_valid_resolution(width):
-            raise UserError(f"--resolution={text}: the width must be a power of two from 32 to 1024.")
-        if not 0 < height <= width:
-            raise UserError(f"--resolution={text}: the height must be from 1 to the width.")
-    elif not is_valid_size(width, height):
-        near = format_size(*suggest_size(width, height))
-        other = "; only --transform=center-crop-wide takes others" * (is_valid_resolution(width) and height < width)
-        raise UserError(f"--resolution={text}: the short side must be a power of two from 32 to 1024 and the other one "
-                        f"equal or exactly twice it, for example {near}{other}.")
-    return width, height
-
-
-def parse_background(text: str) -> tuple[int, int, int]:
-    """A colour name or ``#rrggbb`` -> RGB."""
-    from PIL import ImageColor
-
-    try:
-        colour = ImageColor.getrgb(text)
-    except ValueError:
-        colour = (0,) * 4
-    if len(colour) != 3:
-        raise UserError(f"--background={text}: write a colour name (white) or #rrggbb (#ffffff).")
-    return colour
-
-
-def read_split(option: str) -> list[str]:
-    """The names listed under KEY of ``FILE.json:KEY``."""
-    file, colon, key = option.rpartition(":")
-    if not colon or Path(option).is_file():
-        file, key = option, ""
-    try:
-        content = json.loads(Path(file).read_bytes())
-    except OSError as error:
-        raise UserError(f"--include={option}: cannot read {file} ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--include={option}: {file} is not valid JSON ({error}).") from error
-    lists = {k: v for k, v in content.items() if isinstance(v, list)} if isinstance(content, dict) else {}
-    if key not in lists:
-        known = ", ".join(lists) or "(none)"
-        raise UserError(f"--include={option}: write {file}:KEY with one of its keys that hold a list: {known}.")
-    names = lists[key]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"--include={option}: {key} must be a non-empty list of file names.")
-    return names
-
-
-def check_dest(dest: Path, source: Path, force: bool) -> bool:
-    """True if `dest` is a zip, False for a folder. `UserError` if writing it would destroy or mix anything."""
-    real, real_source = Path(os.path.realpath(dest)), Path(os.path.realpath(source))
-    suffix = dest.suffix.lower()
-    nested = real in real_source.parents or (suffix != ".zip" and real_source in real.parents)
-    if real == real_source or nested:
-        raise UserError(f"--dest={dest} and --source={source} overlap; write elsewhere.")
-    if suffix == ".zip":
-        if dest.is_dir():
-            raise UserError(f"--dest={dest} is a folder; give a zip file or a folder not named .zip.")
-        if dest.exists() and not force:
-            raise UserError(f"--dest={dest} exists; choose another name or add --force to replace it.")
-        return True
-    if suffix in (".tar", ".gz", ".tgz", ".7z", ".rar") or (dest.exists() and not dest.is_dir()):
-        raise UserError(f"--dest={dest}: give a name that ends in .zip, or a folder.")
-    content = sorted(os.listdir(dest)) if dest.is_dir() else []
-    if content and not force:
-        raise UserError(f"--dest={dest} is not empty; choose another folder or add --force to replace an old data set.")
-    if content and ("dataset.json" not in content or any(not re.fullmatch(r"\d{5}|dataset\.json", c) for c in content)):
-        raise UserError(f"--dest={dest} holds more than a converted data set; --force won't delete it, empty it first.")
-    return False
 
 
 def dataset_json(
@@ -165,12 +86,12 @@ def _report(dest: Path, count: int, kind: str, classes: int, problems: list[str]
     click.echo(f"Wrote {dest}: {count} image{'s'[: count > 1]} of {kind}{labelled}{size}.")
 
 
-@click.command(context_settings={"max_content_width": 120})
-@click.option("--source", required=True, type=click.Path(path_type=Path), metavar="PATH",
+@click.group(invoke_without_command=True, context_settings={"max_content_width": 120})
+@click.option("--source", type=click.Path(path_type=Path), metavar="PATH",
               help="Folder (with subfolders) or zip of images, CIFAR-10 python .tar.gz, MNIST images .gz (labels "
-                   "beside it), or LSUN lmdb folder.")
-@click.option("--dest", required=True, type=click.Path(path_type=Path), metavar="PATH",
-              help="Zip to write (name ends in .zip) or folder. An existing one is refused.")
+                   "beside it), or LSUN lmdb folder.  [required]")
+@click.option("--dest", type=click.Path(path_type=Path), metavar="PATH",
+              help="Zip to write (name ends in .zip) or folder. An existing one is refused.  [required]")
 @click.option("--resolution", metavar="N|WxH",
               help="Side in pixels, a power of two from 32 to 1024; or width x height with one side twice the other, "
                    "as 128x64 or 64x128.  [default: the source's]")
@@ -190,10 +111,8 @@ def _report(dest: Path, count: int, kind: str, classes: int, problems: list[str]
               help="What to do with unreadable files; skipped ones are listed at the end.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one per core]")
 @click.option("--force", is_flag=True, help="Replace an existing DEST: a zip, or a folder that holds a converted set.")
-def main(
-    source: Path, dest: Path, resolution: str | None, transform: str | None, color: str, background: str,
-    max_images: int | None, include: str | None, labels: str | None, on_error: str, workers: int | None, force: bool,
-) -> None:
+@click.pass_context
+def main(ctx: click.Context, **flags: Any) -> None:
     """Convert pictures to a data set for train.py: PNGs of one size and dataset.json with their labels.
 
     They are square, or 2:1 where --resolution says so or the source is. Resizing is Lanczos. The result is the same
@@ -202,8 +121,26 @@ def main(
     \b
     python dataset_tool.py --source photos/ --dest photos.zip --resolution 256 --transform center-crop
     """
+    if ctx.invoked_subcommand is None:
+        for param in ctx.command.params:
+            if param.name in ("source", "dest") and flags[param.name] is None:
+                raise click.MissingParameter(ctx=ctx, param=param)
+        convert(**flags)
+        return
+    given = [key for key in flags if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} belongs to conversion; {ctx.invoked_subcommand} takes sets "
+                        "and flags of its own, written after it.")
+
+
+def convert(
+    source: Path, dest: Path, resolution: str | None, transform: str | None, color: str, background: str,
+    max_images: int | None, include: str | None, labels: str | None, on_error: str, workers: int | None, force: bool,
+) -> None:
+    """The form without a sub-command."""
     from dnnlib.archives import PackedSource, open_any
     from dnnlib.conversion import Shaping, folder_writer, zip_writer
+    from dnnlib.conversion_flags import check_dest, parse_background, parse_resolution, read_split
     from dnnlib.labels import select, source_labels
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
@@ -231,6 +168,43 @@ def main(
     class_count = 0 if label_of is None else len(classes or ()) or max(label_of.values()) + 1
     kind = f"{width}x{height}{', grey' * shaping.grey}"
     _report(dest, len(written), kind, class_count, problems, enlarged, missing)
+
+
+@main.command()
+@click.argument("sets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SET [OTHER …]")
+@click.option("--threshold", type=float, metavar="S",
+              help="Similarity from which two images are one, over 0 up to 1.  [default: 0.9]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Report with all groups and links.")
+@click.option("--grid", type=click.Path(path_type=Path), metavar="PNG", help="Picture of the ten closest pairs.")
+def check(sets: tuple[Path, ...], threshold: float | None, out: Path | None, grid: Path | None) -> None:
+    """Find duplicates within image sets and leaks between them: folders or zips, images of any sizes.
+
+    Copies that were encoded anew, resized, cropped by a few per cent, brightened or mirrored count too. Exit code 0:
+    none; 1: some; 2: bad input.
+
+    \b
+    python dataset_tool.py check train.zip test.zip --out leaks.json --grid closest.png
+    """
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UserError(f"--threshold {threshold:g}: give a similarity over 0 and up to 1.")
+    if grid is not None and grid.suffix.lower() != ".png":
+        raise UserError(f"--grid {grid}: name a .png file.")
+    from metrics.pairs import save_pairs
+    from torch_utils.duplicate_report import check_sets, closest_pairs, save_report, summary
+    from torch_utils.duplicates import THRESHOLD
+
+    checked = check_sets(sets, THRESHOLD if threshold is None else threshold)
+    for problem in checked.unreadable:
+        click.echo(f"Skipped: {problem}", err=True)
+    click.echo("\n".join(summary(checked)))
+    if out is not None:
+        save_report(out, checked)
+    if grid is not None and (pairs := closest_pairs(checked)):
+        save_pairs(grid, pairs)
+    elif grid is not None:
+        click.echo(f"No two images look alike, so {grid} was not written.")
+    if checked.found.groups:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def start(flags: dict[str, Any]) -> bool:
         flags["sigma"] = "auto:5"
     mirror = preset(cfg)["mirror"] if flags["mirror"] is None else flags["mirror"]
     cond = preset(cfg)["cond"] if flags["cond"] is None else flags["cond"]
-    dataset = open_dataset(flags["data"], cond, mirror, flags["max_images"])
+    dataset = open_dataset(flags["data"], cond, mirror, flags["max_images"], flags["holdout"] or 0.0)
     data = {"path": os.path.abspath(flags.pop("data")), "name": dataset.name, "resolution": dataset.resolution,
             "aspect": list(dataset.aspect), "channels": dataset.channels, "num_images": dataset.num_images,
             "label_dim": dataset.label_dim, "fingerprint": dataset.fingerprint}
@@ -139,7 +139,8 @@ def resume(flags: dict[str, Any], ctx: click.Context) -> bool:
     construct(config["run"])
     check_metrics(config)
     data = config["data"]
-    dataset = open_dataset(data["path"], data["use_labels"], data["mirror"], data["max_images"])
+    dataset = open_dataset(data["path"], data["use_labels"], data["mirror"], data["max_images"],
+                           data.get("holdout", 0.0))
     if dataset.fingerprint != data["fingerprint"]:
         raise UserError(f"{data['path']} has changed since this run began; put the former data set back, or start "
                         "a new run with --init-from.")
@@ -157,11 +158,11 @@ def open_device(name: str) -> Any:
     return select_device(name)
 
 
-def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None) -> Any:
+def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None, holdout: float) -> Any:
     """The data set, or a `UserError` with the command that makes one."""
     from training.dataset import ImageDataset
 
-    return ImageDataset(path, use_labels=cond, mirror=mirror, max_images=max_images)
+    return ImageDataset(path, use_labels=cond, mirror=mirror, max_images=max_images, holdout=holdout)
 
 
 def check_builds(config: dict[str, Any], init_path: str | None, init_state: dict[str, Any] | None) -> None:
@@ -231,12 +232,17 @@ def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: A
 
     detector = load_detector(DETECTOR, None, device)
     cache = FeatureCache(FeatureCache.default_folder(), click.echo)
-    reals = from_dataset(dataset, config["data"]["mirror"])
+    reals, heldout = from_dataset(dataset, config["data"]["mirror"]), None
+    if share := config["data"].get("holdout"):
+        from training.dataset import ImageDataset
+
+        heldout = from_dataset(ImageDataset(dataset.path, holdout=share, part="heldout"), False)
 
     def measure(gan: Any, snapshot: Path) -> dict[str, float]:
         sampler = training_sampler(gan, dataset)
         records = evaluate(
             config["run"]["metrics"], lambda count: sampler.images(range(count)), reals, detector=detector, cache=cache,
+            heldout=heldout, confidence=False,
             provenance={"snapshot_pkl": snapshot.name, "network_hash": gan.hash, "cur_nimg": gan.progress["cur_nimg"],
                         "conditions": sampler.provenance})
         write_records(records, run_dir)

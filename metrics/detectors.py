@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib import UserError, content_hash
-from metrics import inception
+from metrics import inception, timm_detectors
 from pg_modules.backbones import load_backbone
 
 DEFAULT = "efficientnet_lite2"
 NAMES = (DEFAULT, "inception")
+CHOICES = f"{DEFAULT}, inception, swav, clip or timm:NAME"
 LITE2_RESOLUTION = 192
 
 
@@ -29,6 +30,7 @@ class Detector:
     resolution     side in pixels to which every image is brought
     device         where it runs
     pooled         float images ``[n, 3, resolution, resolution]`` in [0, 255] to ``[n, D]``
+    head           features ``[n, D]`` on the CPU to class logits ``[n, K]``; None without a classifier
     """
 
     name: str
@@ -38,6 +40,7 @@ class Detector:
     resolution: int
     device: torch.device
     pooled: Callable[[torch.Tensor], torch.Tensor]
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def resize(self) -> str:
@@ -49,6 +52,9 @@ class Detector:
         """What the numbers may be compared with; part of every result."""
         if self.name == "inception":
             return "Inception-v3 features of the FID layout, resized by this project's antialiased filter"
+        if timm_detectors.is_known(self.name):
+            return (f"{timm_detectors.spec(self.name).words}, resized by this project's antialiased filter: not "
+                    "comparable with FID or KID in Inception-v3 features")
         return "EfficientNet-Lite2 features: not comparable with FID or KID in Inception-v3 features"
 
     @torch.inference_mode()
@@ -82,10 +88,12 @@ def resize_images(img_u8: torch.Tensor, size: int) -> torch.Tensor:
 
 def check_detector(name: str, weights: str | os.PathLike | None = None) -> None:
     """Refuses an unknown detector and a weights file that it doesn't take, before anything is loaded."""
-    if name not in NAMES:
-        raise UserError(f"--detector {name}: choose {' or '.join(NAMES)}.")
     if name == "inception":
         inception.check_weights(weights)
+    elif timm_detectors.is_known(name):
+        timm_detectors.check_weights(name, weights)
+    elif name != DEFAULT:
+        raise UserError(f"--detector {name}: choose {CHOICES}.")
     elif weights is not None:
         raise UserError(f"--weights {weights}: {name} brings its own; leave it out or use --detector inception.")
 
@@ -98,7 +106,9 @@ def check_not_own(detector: str, *networks: str) -> None:
     """
 
     def own(name: str) -> str | None:
-        return next((n for n in networks if n == f"tf_{name}" or (name == "inception" and "inception_v3" in n)), None)
+        inner = name.removeprefix(timm_detectors.PREFIX)
+        return next((n for n in networks if n in (inner, f"tf_{inner}") or (
+            name == "inception" and "inception_v3" in n)), None)
 
     if own(detector) is not None:
         others = [name for name in NAMES if own(name) is None]
@@ -110,18 +120,26 @@ def check_not_own(detector: str, *networks: str) -> None:
 def load_detector(
     name: str = DEFAULT, weights: str | os.PathLike | None = None, device: torch.device | str = "cpu"
 ) -> Detector:
-    """The detector `name`; `weights` is the file of ``--detector inception``.
+    """The detector `name`; `weights` is the file of every other than the default.
 
     Raises `UserError` for an unknown name and for weights that are absent or don't fit.
     """
     check_detector(name, weights)
     device = torch.device(device)
     if name == "inception":
-        net = inception.load_inception(weights).to(device)
         assert weights is not None
+        net, classifier = inception.load_inception(weights)
+        net = net.to(device)
         # (x - 128) / 128, as the 2015 graph scales its input.
         return Detector(name, "inception_v3_fid", content_hash(weights), inception.FEATURE_DIM, inception.RESOLUTION,
-                        device, lambda x: net((x - 128) / 128))
+                        device, lambda x: net((x - 128) / 128), lambda f: f @ classifier.T)
+    if timm_detectors.is_known(name):
+        assert weights is not None
+        loaded = timm_detectors.load(name, weights, device)
+        return Detector(name, timm_detectors.spec(name).timm_name, content_hash(weights), loaded.feature_dim,
+                        loaded.resolution, device, loaded.pooled, loaded.head)
     backbone = load_backbone(f"tf_{name}")
+    last = backbone.net.get_classifier()
+    weight, bias = last.weight.detach().cpu(), last.bias.detach().cpu()
     return Detector(name, backbone.name, backbone.weights_hash, backbone.feature_dim, LITE2_RESOLUTION,
-                    device, lambda x: backbone.pooled(x / 127.5 - 1))
+                    device, lambda x: backbone.pooled(x / 127.5 - 1), lambda f: F.linear(f, weight, bias))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 _BLOCK = 4096
+_COLUMNS = 256  # of a triangular product at a time
+_ALLOWED = 1e-7  # bound of the relative error of a sum of singular values; found errors are a hundredth of it
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,60 @@ def _root(gaussian: Gaussian) -> torch.Tensor:
     return (vectors[:, keep] * values[keep].sqrt()).T
 
 
+def _congruence(lower: torch.Tensor, cov: torch.Tensor) -> torch.Tensor:
+    """The lower triangle of Lᵀ S L ``[D, D]`` for lower triangular L, a third of the multiplications of two products.
+
+    Above the diagonal blocks the result is zero.
+    """
+    right, result = torch.empty_like(cov), torch.zeros_like(cov)
+    starts = range(0, len(cov), _COLUMNS)
+    for start in starts:
+        columns = slice(start, start + _COLUMNS)
+        right[:, columns] = cov[:, start:] @ lower[start:, columns]
+    for start in starts:
+        rows, end = slice(start, start + _COLUMNS), min(start + _COLUMNS, len(cov))
+        result[rows, :end] = lower[start:, rows].T @ right[start:, :end]
+    return result
+
+
 def trace_sqrt_product(a: Gaussian, b: Gaussian) -> float:
     """tr (S_a S_b)^{1/2} by symmetric eigenvalues.
 
     With S_a = AᵀA the product has the non-zero eigenvalues of A S_b Aᵀ, which is symmetric; A is the sample
     itself where that is smaller than the covariance, so a few hundred images cost a few hundred rows. With a
-    sample on both sides the result is the sum of the singular values of A Bᵀ, which also spares squaring them.
+    sample on both sides the result is the sum of the singular values of A Bᵀ. With none, A is a Cholesky factor, or
+    comes from eigenvectors where the covariance is singular.
     """
     if a.root is not None and b.root is not None:
-        return torch.linalg.svdvals(a.root @ b.root.T).sum().item()
+        return _sum_of_singular_values(a.root @ b.root.T)
     if a.root is None and b.root is not None:
         a, b = b, a
+    if a.cov is not None and b.cov is not None:
+        factor, failed = torch.linalg.cholesky_ex(a.cov)
+        if not failed:
+            return _sum_of_roots(_congruence(factor, b.cov))
     root = _root(a)
-    product = root @ b.covariance() @ root.T
-    values = torch.linalg.eigvalsh((product + product.T) / 2)
-    return values.clamp(min=0).sqrt().sum().item()
+    return _sum_of_roots(root @ b.covariance() @ root.T)
+
+
+def _sum_of_singular_values(matrix: torch.Tensor) -> float:
+    """Of a product of two centred samples: by eigenvalues of M Mᵀ, in a third of the time, where these are as exact.
+
+    An eigenvalue is rounded by about 1e-16 of the largest, which matters to the roots of small ones: where vectors
+    repeat there are many zeros, and each would come out as 1e-8 of the largest singular value.
+    """
+    if len(matrix) > matrix.shape[1]:
+        matrix = matrix.T
+    squares = torch.linalg.eigvalsh(matrix @ matrix.T)[1:].clamp(min=0)  # centred samples: the least one is 0
+    roots, rounding = squares.sqrt(), squares.max() * torch.finfo(squares.dtype).eps
+    if torch.minimum(rounding.sqrt(), rounding / (2 * roots)).sum() <= _ALLOWED * roots.sum():
+        return roots.sum().item()
+    return torch.linalg.svdvals(matrix).sum().item()
+
+
+def _sum_of_roots(product: torch.Tensor) -> float:
+    """Of the eigenvalues of a symmetric matrix, of which only the lower triangle is read."""
+    return torch.linalg.eigvalsh(product, UPLO="L").clamp(min=0).sqrt().sum().item()
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from dnnlib import UserError
 from dnnlib.images import ImageSource, decode
 from torch_utils import rng
 
@@ -18,7 +20,9 @@ class IndexedImages(Protocol):
 
     name: str
     num_images: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]: ...
 
@@ -74,17 +78,29 @@ def from_dataset(dataset: IndexedImages, mirror: bool) -> ImageSet:
 def from_source(source: ImageSource) -> ImageSet:
     """An open folder or zip, images of any size; every file is read once for the fingerprint.
 
-    Raises `UserError` naming the file for an image that can't be decoded, when it is reached.
+    That of a converted set is the data set's own (names, bytes and labels), so that features are cached once for
+    both ways of reading it. Raises `UserError` naming the file for an image that can't be decoded, when it is reached.
     """
     digest = hashlib.sha256()
     for name in source.names:
-        digest.update(f"{name}|{hashlib.sha256(source.read(name)).hexdigest()}|".encode())
+        digest.update(json.dumps([name, hashlib.sha256(source.read(name)).hexdigest()]).encode())
+    labels = (_json(source) or {}).get("labels")
+    lines = [json.dumps(pair, sort_keys=True) for pair in labels] if isinstance(labels, list) else []
+    digest.update(json.dumps(sorted(lines)).encode())
 
     def read(i: int) -> torch.Tensor:
         name = source.names[i]
         return torch.from_numpy(decode(source.read(name), f"{source.path}:{name}")).permute(2, 0, 1)
 
     return ImageSet(str(source.path), digest.hexdigest(), len(source.names), read)
+
+
+def _json(source: ImageSource) -> dict[str, Any] | None:
+    """dataset.json; None where there is none, or a foreign file of that name."""
+    try:
+        return source.json()
+    except UserError:
+        return None
 
 
 def from_tensor(images: torch.Tensor, name: str) -> ImageSet:

@@ -1,7 +1,8 @@
 """Inception-v3 as FID uses it: the 2015 TensorFlow graph's pooling, 2048 pooled features.
 
 Weights come in the layout of ``pt_inception-2015-12-05`` (the file that pytorch-fid and torch-fidelity share): names
-of torchvision's Inception-v3, 1008 classes, no auxiliary head.
+of torchvision's Inception-v3, 1008 classes, no auxiliary head; or as the original graph that it was made of,
+``classify_image_graph_def.pb``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from torchvision.models import inception as tv
 
 from dnnlib import UserError
+from metrics import inception_graph, weights
 
 RESOLUTION = 299
 FEATURE_DIM = 2048
 REMEDY = (
-    "fetch pt_inception-2015-12-05-6726825d.pth (weights of the release page of github.com/mseitzer/pytorch-fid), "
-    "put it anywhere and name it with --weights FILE; or use --detector efficientnet_lite2, which needs no download"
+    "fetch pt_inception-2015-12-05-6726825d.pth (weights of the release page of github.com/mseitzer/pytorch-fid) or "
+    "the original classify_image_graph_def.pb, put it anywhere and name it with --weights FILE; or use --detector "
+    "efficientnet_lite2, which needs no download"
 )
 
 
@@ -70,21 +73,20 @@ def build_inception() -> tv.Inception3:
 
 def check_weights(path: str | os.PathLike | None) -> None:
     """`UserError` saying what to fetch when no file is named or it isn't there."""
-    if path is None:
-        raise UserError(f"--detector inception needs its weights: {REMEDY}.")
-    if not os.path.isfile(path):
-        raise UserError(f"--weights {path} does not exist: {REMEDY}.")
+    weights.check(path, "inception", REMEDY)
 
 
-def load_inception(path: str | os.PathLike | None) -> torch.nn.Module:
-    """The net of `build_inception` with the weights of `path`, frozen, in eval mode.
+def load_inception(path: str | os.PathLike | None) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The net of `build_inception` with the weights of `path`, frozen, in eval mode, and its classifier.
 
-    Raises `UserError` when the file is absent, unreadable or of another layout.
+    The classifier is ``[1008, 2048]``: the Inception Score takes its class scores without their bias, as the
+    original does. Raises `UserError` when the file is absent, unreadable or of another layout.
     """
     check_weights(path)
     assert path is not None
+    graph = str(path).lower().endswith(".pb")
+    state = inception_graph.read_graph(path, REMEDY) if graph else weights.read_state(path, REMEDY)
     net = build_inception()
-    state = _read_state(path)
     expected = net.state_dict()
     # The file predates BatchNorm's batch counter, which inference doesn't use.
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
@@ -97,15 +99,6 @@ def load_inception(path: str | os.PathLike | None) -> torch.nn.Module:
             f"unknown, {len(wrong)} of another shape (first: {first}); {REMEDY}."
         )
     net.load_state_dict({**expected, **state})
+    classifier = net.fc.weight.detach().clone()
     net.fc = torch.nn.Identity()
-    return net.eval().requires_grad_(False)
-
-
-def _read_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler raise nearly anything, struct.error included
-        raise UserError(f"--weights {path} can't be read as a file of weights; {REMEDY}.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"--weights {path} holds no table of tensors; {REMEDY}.")
-    return dict(state)
+    return net.eval().requires_grad_(False), classifier

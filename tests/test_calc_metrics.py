@@ -93,6 +93,44 @@ def test_compare(sets: tuple[Path, Path], own_cache: Path, quick_detector: None)
     assert float(line.split()[1]) < 1e-6
 
 
+def test_one_data_set_is_cached_once_and_pairs_are_drawn(networks: dict[str, Path], tiny_set: Path, own_cache: Path,
+                                                         tmp_path: Path, quick_detector: None) -> None:
+    """Read by the network's form and by the other: the same features, and the same numbers for copies."""
+    asked = ("--metrics", "fid_full", "--outdir", tmp_path, "--device", "cpu", "--pairs", tmp_path / "pairs.png")
+    done = call("--network", networks["plain"], "--mirror", "0", *asked)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert len(list(own_cache.iterdir())) == 1
+    (made,) = records(tmp_path, "fid_full")
+    assert "10 closest pairs" in done.output
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        assert sheet.width > 1280
+    done = call("compare", tiny_set, tiny_set, *asked)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert len(list(own_cache.iterdir())) == 1
+    copied = records(tmp_path, "fid_full")[1]
+    assert copied["dataset"]["fingerprint"] == made["dataset"]["fingerprint"]
+    assert [pair["generated"] for pair in copied["copying"]["closest"]] == [
+        pair["image"] for pair in copied["copying"]["closest"]]
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        pixels = np.array(sheet)
+    assert np.array_equal(pixels[4:132], pixels[136:264])
+
+
+def test_diversity_within_conditions(networks: dict[str, Path], tiny_set: Path, tmp_path: Path,
+                                     quick_detector: None) -> None:
+    shared = ("--outdir", tmp_path, "--device", "cpu", "--metrics", "diversity90")
+    for args in (("--network", networks["dicgan"], "--ref", tiny_set), ("--network", networks["cond"], "--class", "1"),
+                 ("--network", networks["plain"])):
+        done = call(*args, *shared)
+        assert done.exit_code == 0, (done.output, done.exception)
+    by_ref, by_class, plain = (record["results"] for record in records(tmp_path, "diversity90"))
+    assert by_ref["diversity90_within"] < by_ref["diversity90"]
+    assert by_class["diversity90_within"] == by_class["diversity90"]
+    assert "diversity90_within" not in plain
+    assert plain["diversity90_real"] == by_ref["diversity90_real"] > 0
+    assert any("over 40 conditions" in note for note in records(tmp_path, "diversity90")[0]["notes"])
+
+
 @pytest.mark.parametrize(("args", "words"), [
     (["A", "nowhere.zip"], "nowhere.zip does not exist"),
     (["A", "TEXT"], "neither a folder of images nor a zip"),
@@ -100,7 +138,9 @@ def test_compare(sets: tuple[Path, Path], own_cache: Path, quick_detector: None)
     (["A", "BROKEN"], "picture000.png"),
     (["A", "ONE"], "one image"),
     (["A", "B", "--metrics", "fid1k_full"], "holds 6 images only"),
-    (["A", "B", "--metrics", "pr50k3_full"], "this version doesn't measure it"),
+    (["A", "B", "--metrics", "ppl2_wend"], "this version doesn't measure it"),
+    (["A", "B", "--metrics", "is10"], "--metrics is10: efficientnet_lite2 has no classifier"),
+    (["A", "B", "--pairs", "pairs.jpg"], "--pairs pairs.jpg: name a .png file"),
     (["A", "B", "--metrics", "fid50"], None),
     (["A", "B", "--metrics", "fud_full"], "--metrics 'fud_full' is unknown"),
     (["A", "B", "--metrics", "retrieval"], "--ref"),
@@ -286,7 +326,7 @@ def test_priors_are_of_the_training_set_whatever_is_measured_against(
     (["--network", "dicgan", "--ref", "SET", "--gpus", "2"], "--gpus 2"),
     (["--network", "plain", "--ref", "SET"], "takes no instance latents"),
     (["--network", "plain", "--metrics", "retrieval"], "--ref IMAGES"),
-    (["--network", "plain", "--metrics", "is50k"], "doesn't measure it"),
+    (["--network", "plain", "--metrics", "eqr50k"], "doesn't measure it"),
     (["--network", "plain", "--class", "0"], "--class 0"),
     (["--network", "plain", "compare", "SET", "SET"], "--network stands before compare"),
     (["--network", "plain", "--data", "nowhere.zip"], "nowhere.zip does not exist"),

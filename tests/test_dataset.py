@@ -330,3 +330,102 @@ def test_a_damaged_image_is_named(converted):
     loader = torch.utils.data.DataLoader(dataset, num_workers=1, multiprocessing_context="fork")
     with pytest.raises(UserError, match=r"img00000002\.png"):
         list(loader)
+
+
+# Held-out images.
+
+
+@pytest.fixture
+def paired(tmp_path):
+    """16 different images, and of the first 8 a darker, a mirrored or an exact copy: 24 files."""
+    folder = tmp_path / "paired"
+    folder.mkdir()
+    for index in range(16):
+        img = Image.fromarray(pixels(index, 6)).resize((32, 32), Image.Resampling.BICUBIC)
+        img.save(folder / f"{index:02d}.png")
+        if index < 8:
+            arr = np.array(img)
+            copy = (arr[:, ::-1], arr // 10 * 9, arr)[index % 3]
+            Image.fromarray(copy).save(folder / f"copy{index:02d}.png")
+    return folder
+
+
+def picture_of(name):
+    """The number of the picture that a file shows."""
+    return int(name[-6:-4])
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_duplicates_stay_on_one_side_of_the_split(paired, share):
+    train, heldout = (ImageDataset(paired, holdout=share, part=part) for part in ("train", "heldout"))
+    assert sorted(train.names + heldout.names) == ImageDataset(paired).names
+    assert train.names == sorted(train.names)
+    assert not {picture_of(name) for name in train.names} & {picture_of(name) for name in heldout.names}
+    assert heldout.num_images == round(24 * share)
+    assert any(name.startswith("copy") for name in heldout.names)
+    for dataset in (train, heldout):
+        np.testing.assert_array_equal(dataset.image(0)[0], np.array(Image.open(paired / dataset.names[0]))[:, :, 0])
+
+
+def test_split_is_of_the_content_not_of_names_or_packing(tmp_path, paired):
+    expected = {picture_of(name) for name in ImageDataset(paired, holdout=0.3, part="heldout").names}
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(paired.iterdir(), reverse=True):
+            archive.write(file, file.name)
+    one, two = (ImageDataset(path, holdout=0.3) for path in (paired, packed))
+    assert (one.names, one.fingerprint) == (two.names, two.fingerprint)
+    (tmp_path / "renamed").mkdir()
+    for index, file in enumerate(reversed(sorted(paired.iterdir()))):
+        with Image.open(file) as img:
+            img.save(tmp_path / "renamed" / f"{index:02d}-{picture_of(file.name):02d}.png", compress_level=9)
+    renamed = ImageDataset(tmp_path / "renamed", holdout=0.3, part="heldout")
+    assert {picture_of(name) for name in renamed.names} == expected
+
+
+def test_fingerprints_of_parts_differ_and_max_images_takes_from_the_training_part(paired):
+    whole, train = ImageDataset(paired), ImageDataset(paired, holdout=0.25)
+    heldout = ImageDataset(paired, holdout=0.25, part="heldout")
+    assert ImageDataset(paired, holdout=0.0).fingerprint == whole.fingerprint
+    assert len({whole.fingerprint, train.fingerprint, heldout.fingerprint}) == 3
+    small, large = (ImageDataset(paired, holdout=0.25, max_images=count) for count in (5, 10))
+    assert set(small.names) < set(large.names) < set(train.names)
+    assert small.num_images == 5
+    assert ImageDataset(paired, holdout=0.25, max_images=99).names == train.names
+
+
+def test_groups_too_large_for_the_share_train(tmp_path, paired):
+    for index in range(12):
+        (tmp_path / "paired" / f"again{index:02d}-00.png").write_bytes((paired / "00.png").read_bytes())
+    with_many = ImageDataset(paired, holdout=0.2, part="heldout")
+    assert 0 not in {picture_of(name) for name in with_many.names}
+    assert 5 <= with_many.num_images <= 7
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.91, float("nan")])
+def test_shares_out_of_range(paired, share):
+    with pytest.raises(UserError, match=r"--holdout .*from 0 to 0\.9"):
+        ImageDataset(paired, holdout=share)
+
+
+def test_sides_that_would_be_too_small(tmp_path, paired):
+    with pytest.raises(UserError, match=r"--holdout 0\.05 of .*24 images.* holds out 1 and leaves 23"):
+        ImageDataset(paired, holdout=0.05)
+    for file in list(paired.iterdir()):
+        if picture_of(file.name) != 7:
+            file.unlink()
+    with pytest.raises(UserError, match="holds out 0 and leaves 2"):
+        ImageDataset(paired, holdout=0.5)
+    with pytest.raises(UserError, match="without --holdout"):
+        ImageDataset(paired, part="heldout")
+    with pytest.raises(ValueError, match="'test' is neither"):
+        ImageDataset(paired, holdout=0.5, part="test")
+
+
+def test_a_damaged_image_is_named_by_the_split(converted):
+    def cut(files):
+        files["00000/img00000002.png"] = files["00000/img00000002.png"][:500]
+
+    rewrite(converted, cut)
+    with pytest.raises(UserError, match=r"set\.zip: 00000/img00000002\.png is not a readable image"):
+        ImageDataset(converted, holdout=0.5)

@@ -628,3 +628,114 @@ def test_interruption_leaves_nothing(tmp_path, name, number):
     assert process.returncode in (1, 2, 143)
     assert b"Traceback" not in errors
     assert list(dest.parent.iterdir()) == []
+
+
+# check: duplicates and leaks.
+
+
+def check(*args):
+    """Exit code and output of `dataset_tool.py check`."""
+    result = CliRunner().invoke(dataset_tool.main, ["check", *map(str, args)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def shapes(seed, side=64):
+    return noise(6, seed).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    """train: 5 pictures of several sizes, two of them twice; test.zip: 3 others and a JPEG of a training picture."""
+    for index in range(5):
+        save(shapes(index, 48 + 8 * index), tmp_path / "train" / f"{index}.png")
+    save(shapes(0, 48), tmp_path / "train" / "again.bmp")
+    save(shapes(1, 56).transpose(Image.Transpose.FLIP_LEFT_RIGHT), tmp_path / "train" / "flipped.png")
+    for index in range(3):
+        save(shapes(10 + index), tmp_path / "other" / f"{index}.png")
+    save(shapes(3, 72), tmp_path / "other" / "copy.jpg", quality=60)
+    return tmp_path / "train", pack(tmp_path / "other", tmp_path / "test.zip")
+
+
+def test_check_finds_duplicates_and_leaks(tmp_path, two_sets):
+    train, test = two_sets
+    code, output = check(train, test, "--out", tmp_path / "report.json", "--grid", tmp_path / "closest.png")
+    assert code == 1
+    leak, within = output.split("Duplicates within a set: 2 groups, 4 images")
+    assert leak.startswith("Leaks between the sets: 1 group, 2 images")
+    assert f"{train}:3.png" in leak
+    assert f"{test}:copy.jpg" in leak
+    assert "1.000 (exact)" in within
+    assert f"{train}:again.bmp" in within
+    assert "(mirrored)" in within
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report["sets"] == [{"path": str(train), "images": 7}, {"path": str(test), "images": 4}]
+    assert report["threshold"] == 0.9
+    found = {(group["kind"], tuple(file["name"] for file in group["files"])) for group in report["groups"]}
+    assert found == {("duplicates", ("0.png", "again.bmp")), ("duplicates", ("1.png", "flipped.png")),
+                     ("leak", ("3.png", "copy.jpg"))}
+    for group in report["groups"]:
+        assert group["similarity"] == min(link["similarity"] for link in group["links"]) >= 0.9
+    with Image.open(tmp_path / "closest.png") as grid:
+        assert grid.width > 3 * 128
+
+
+def test_check_of_a_clean_set(tmp_path, two_sets):
+    _, test = two_sets
+    code, output = check(test, "--grid", tmp_path / "closest.png")
+    assert (code, output.splitlines()[0]) == (0, "No duplicates among 4 images at a similarity of 0.9 or more.")
+    assert f"so {tmp_path / 'closest.png'} was not written" in output
+    assert not (tmp_path / "closest.png").exists()
+
+
+def test_check_threshold_and_the_closest_pair_beneath_it(two_sets):
+    train, test = two_sets
+    code, output = check(train, test, "--threshold", 1)
+    assert code == 1
+    assert "Leaks" not in output
+    assert "copy.jpg" in output.split("Closest pair beneath 1: 0.9")[1]
+
+
+def test_check_lists_unreadable_files_and_shortens_long_lists(tmp_path):
+    for index in range(12):
+        save(shapes(0), tmp_path / "set" / f"{index:02d}.png")
+    for index in range(21):
+        save(shapes(20 + index, 32), tmp_path / "set" / f"x{index}.png")
+        save(shapes(20 + index, 32), tmp_path / "set" / f"y{index}.png")
+    (tmp_path / "set" / "broken.png").write_bytes(b"junk")
+    code, output = check(tmp_path / "set", "--out", tmp_path / "report.json")
+    assert code == 1
+    assert "Skipped: " in output
+    assert "broken.png is not a readable image" in output
+    assert "… and 2 more groups; --out FILE.json lists all" in output
+    assert "… and 2 more\n" in output
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert [len(group["files"]) for group in report["groups"]] == [12, *[2] * 21]
+    assert len(report["unreadable"]) == 1
+    assert report["sets"][0]["images"] == 54
+
+
+def test_check_refuses_bad_input(tmp_path, two_sets):
+    train, test = two_sets
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"junk")
+    (tmp_path / "link").symlink_to(train)
+    for args, said in [
+        ([train, tmp_path / "link"], "is given twice"), ([tmp_path / "absent"], "does not exist"),
+        ([tmp_path / "broken", train], "broken contains no readable image"), ([train, "--threshold", 0], "over 0"),
+        ([train, "--threshold", "nan"], "over 0"), ([train, "--grid", "a.jpg"], r"name a .png file"),
+        ([], "Missing argument"),
+    ]:
+        code, output = check(*args)
+        assert code == 2, output
+        assert said in output
+    result = CliRunner().invoke(dataset_tool.main, ["--source", str(train), "check", str(test)])
+    assert (result.exit_code, "--source belongs to conversion" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(("given", "missing"), [([], "--source"), (["--source", "a"], "--dest")])
+def test_conversion_still_asks_for_its_paths(given, missing):
+    result = CliRunner().invoke(dataset_tool.main, given)
+    assert result.exit_code == 2
+    assert f"Missing option '{missing}'" in result.output

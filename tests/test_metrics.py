@@ -89,6 +89,17 @@ def test_fid_of_a_set_with_itself_is_zero(n: int) -> None:
     assert frechet_distance(gaussian, other) == pytest.approx(frechet_distance(as_cov, other), rel=1e-6)
 
 
+def test_fid_of_repeated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many zero singular values, whose rounded squares would add up."""
+    x, y = vectors(60, 200, 0).repeat(3, 1), vectors(150, 200, 1)
+    gaussian = fit_gaussian(x)
+    assert frechet_distance(gaussian, gaussian) < 1e-9 * gaussian.trace
+    # Without repeats the quick way is taken, and is the same.
+    whole = frechet_distance(fit_gaussian(x[:60]), fit_gaussian(y))
+    monkeypatch.setattr("metrics.fid._ALLOWED", 0.0)
+    assert frechet_distance(fit_gaussian(x[:60]), fit_gaussian(y)) == pytest.approx(whole, rel=1e-9)
+
+
 def test_moments_stream() -> None:
     x = vectors(100, 5, 0, shift=1000.0)
     moments = Moments(5)
@@ -240,10 +251,31 @@ def test_one_image_is_no_distribution() -> None:
         parse_metrics("kid1_full")
 
 
-@pytest.mark.parametrize("name", ["pr50k3_full", "is50k", "ppl2_wend", "eqt50k_int", "eqr50k"])
-def test_metrics_of_the_official_list_that_are_absent(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name}: this version doesn't measure it"):
+@pytest.mark.parametrize(("name", "expected"), [
+    ("pr50k3_full", ("pr", 50_000, True, 3)), ("pr50k3", ("pr", 50_000, False, 3)), ("pr3_full", ("pr", None, True, 3)),
+    ("dc5k5_full", ("dc", 5000, True, 5)), ("pr500n10_full", ("pr", 500, True, 10)),
+    ("is50k", ("is", 50_000, True, None)),
+    ("diversity2k", ("diversity", 2000, True, None)), ("fidinf50k_full", ("fidinf", 50_000, True, None)),
+    ("fidinf_full", ("fidinf", None, True, None)),
+])
+def test_names_of_other_metrics(name: str, expected: tuple[str, int | None, bool, int | None]) -> None:
+    (metric,) = parse_metrics(name)
+    assert (metric.kind, metric.count, metric.full, metric.neighbours) == expected
+
+
+@pytest.mark.parametrize(("name", "words"), [("ppl2_wend", "LPIPS"), ("eqt50k_int", "StyleGAN3"),
+                                             ("eqt50k_frac", "StyleGAN3"), ("eqr50k", "StyleGAN3"),
+                                             ("swav50k", "--detector swav"), ("lpips", "diversity2k")])
+def test_metrics_of_the_official_list_that_are_absent(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: this version doesn't measure it: .*{words}"):
         parse_metrics(f"fid_full,{name}")
+
+
+@pytest.mark.parametrize(("name", "words"), [("pr3n3_full", "more than 3 images"), ("is5", "10 parts"),
+                                             ("pr50k", "unknown"), ("dc5", "unknown"), ("is50k_full", "unknown")])
+def test_names_that_make_no_sense(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_metrics(name)
 
 
 def test_lists_of_names() -> None:

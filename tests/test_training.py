@@ -161,6 +161,22 @@ def test_bad_flags_are_one_line(args: list[str], words: list[str], tiny_set: Pat
     assert not (tmp_path / "x").exists()
 
 
+def test_holdout_never_trains_and_is_the_bar_of_the_metrics(tiny_set: Path, tmp_path: Path) -> None:
+    done = train("--outdir", tmp_path, "--data", tiny_set, *FLAGS, "--kimg", "0.008", "--holdout", "0.25",
+                 "--metrics", "fid8_full")
+    assert done.returncode == 0, done.stderr
+    run_dir = run_dir_of(tmp_path)
+    state = load_state(list_snapshots(run_dir)[-1])
+    assert state["config"]["data"]["num_images"] == 30
+    measured = run_script("calc_metrics.py", "--network", list_snapshots(run_dir)[-1], "--metrics", "fid8_full",
+                          "--ref", tiny_set, "--outdir", tmp_path / "again")
+    assert measured.returncode == 0, measured.stderr
+    for folder in (run_dir, tmp_path / "again"):
+        record = json.loads((folder / "metric-fid8_full.jsonl").read_text().splitlines()[-1])
+        assert record["dataset"]["num_images"] == 30
+        assert record["copying"]["heldout"]["num_images"] == 10
+
+
 def small_trainer(tiny_set: Path, tmp_path: Path, **changes: Any) -> tuple[Any, ImageDataset]:
     dataset = open_set(tiny_set, "dicgan_demo")
     return new_trainer(tiny_config("dicgan_demo", dataset, **changes), dataset, tmp_path), dataset

@@ -12,6 +12,8 @@ import torch
 
 from dnnlib import UserError, atomic_write, format_bytes
 
+_BLOCK = 8192
+
 
 class FeatureStore:
     """Read-only float32 features ``[N, D]``, one row per image, as the array `array` (a memory map for large sets).
@@ -78,18 +80,26 @@ def to_array(features: Features) -> np.ndarray:
     return features.detach().cpu().numpy() if isinstance(features, torch.Tensor) else features
 
 
-def sample_rows(array: np.ndarray, limit: int, rng: torch.Generator) -> np.ndarray:
-    """At most `limit` rows of `array`, drawn without replacement, as contiguous float32 ``[n, D]``."""
-    if len(array) <= limit:
+def sample_rows(array: np.ndarray, limit: int, rng: torch.Generator, unit: bool = False) -> np.ndarray:
+    """At most `limit` rows of `array`, drawn without replacement, as contiguous float32 ``[n, D]``.
+
+    They are divided by their norms if `unit`.
+    """
+    if len(array) <= limit and not unit:
         return np.ascontiguousarray(array, np.float32)
     # In the order of the file: a disk reads that several times faster.
     chosen = torch.randperm(len(array), generator=rng)[:limit].sort().values.numpy()
-    return np.ascontiguousarray(array[chosen], np.float32)
+    rows = np.empty((len(chosen), array.shape[1]), np.float32)
+    for begin in range(0, len(chosen), _BLOCK):
+        part = array[chosen[begin:begin + _BLOCK]]
+        rows[begin:begin + _BLOCK] = unit_rows(part) if unit else part
+    return rows
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """A float32 copy of `rows [n, D]` with norm 1; zero rows stay zero."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    assert np.isfinite(norms).all(), "features are finite"
     return np.ascontiguousarray(rows / np.maximum(norms, 1e-12), np.float32)
 
 

@@ -22,6 +22,7 @@ from dnnlib import UserError
 from dnnlib.images import ImageSource, decode, open_source
 from dnnlib.labels import read_classes, read_labels
 from dnnlib.sizes import format_size, is_valid_size, suggest_resolution
+from training.holdout import part_names
 
 CACHE_LIMIT_BYTES = 2 << 30
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
@@ -83,6 +84,8 @@ class ImageDataset(torch.utils.data.Dataset):
     use_labels  read class labels from its dataset.json; they must be complete
     mirror      adds every image once more, flipped in x
     max_images  use a fixed random subset of this size (seed 0; a smaller one is part of a larger one)
+    holdout     share of the images that never trains, split by content (`training.holdout`)
+    part        "train", or "heldout" for the images that --holdout keeps from training
     cache       keep decoded images in memory if the set takes at most 2 GiB
 
     Attributes: `name`; `shape` = (channels, H, W); `channels`, 3 or 1; `resolution`, the short side; `aspect`, H and
@@ -99,6 +102,8 @@ class ImageDataset(torch.utils.data.Dataset):
         mirror: bool = False,
         max_images: int | None = None,
         cache: bool = True,
+        holdout: float = 0.0,
+        part: str = "train",
     ) -> None:
         self.path = Path(path)
         self.name = Path(os.path.realpath(path)).name.removesuffix(".zip")
@@ -110,7 +115,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.channels, height, width = self.shape
         self.resolution = min(height, width)
         self.aspect = (height // self.resolution, width // self.resolution)
-        self.names = _subset(self._source.names, max_images)
+        self.names = _subset(part_names(self._source, holdout, part), max_images)
         self.num_images = len(self.names)
         self.labels: np.ndarray | None = None
         self.label_dim = 0

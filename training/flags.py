@@ -86,6 +86,7 @@ OBJECTIVE = [
 RUN = [
     click.option("--mirror", type=bool, metavar="BOOL", help="Add x-flipped images"),
     click.option("--max-images", type=click.IntRange(min=1), help="Use at most this many images"),
+    click.option("--holdout", type=float, help="Share of the images that never trains, near duplicates kept together"),
     click.option("--batch", type=int, help="Images per step"),
     click.option("--batch-gpu", type=NumberOr(int, "auto"), help="Images per pass; auto fits the free memory"),
     click.option("--kimg", type=float, help="Length of the run in thousands of images"),

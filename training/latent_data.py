@@ -45,7 +45,8 @@ def open_dataset(gan: Gan, space: str, path: str | None, mirror: bool | None) ->
         raise UserError(f"{gan.path} was trained on {own['path']}, which is not there; give its place with --data.")
     dataset = ImageDataset(path or own["path"], use_labels=own["use_labels"],
                            mirror=own["mirror"] if mirror is None else mirror,
-                           max_images=own.get("max_images") if path is None else None, cache=False)
+                           max_images=own.get("max_images") if path is None else None,
+                           holdout=own.get("holdout", 0.0) if path is None else 0.0, cache=False)
     if dataset.resolution != own["resolution"]:
         raise UserError(f"--data {dataset.path}: {dataset.resolution} px, but {gan.path} has {own['resolution']} px; "
                         f"convert it with dataset_tool.py --resolution {own['resolution']}.")

@@ -70,6 +70,7 @@ DEFAULTS: dict[str, Any] = {
     # Run.
     "mirror": False,
     "max_images": None,
+    "holdout": 0.0,  # share of the images that never trains
     "kimg": 25000,
     "minutes": None,
     "tick": 4.0,

@@ -25,17 +25,23 @@ def brief(rows: Sequence[Measured]) -> str:
 
 
 def quality(rows: Sequence[Measured]) -> str:
-    """FD, KID and memorisation of every row, the notes of the results, and their whole provenance."""
+    """FD, KID, memorisation and what else was measured of every row, the notes, and the whole provenance.
+
+    Rows of several detectors say which one theirs is: their values can't be compared.
+    """
     rows = [row for row in rows if row.names("fid") or row.names("kid")]
     if not rows:
         return missing("No metrics were given (--metrics FILE.jsonl).")
+    several = len({name for row in rows for name in detectors(row)}) > 1
     fids = list(dict.fromkeys(name for row in rows for name in row.names("fid")))
     lines = []
     for row in rows:
         kid = row.names("kid")
         counts = sorted({(r["num_fake"], r["num_real"]) for r in distances(row) if "num_fake" in r and "num_real" in r})
-        lines.append([row.title, *(number(row.value(name), 4) for name in fids), spread(row, kid[0]) if kid else "–",
-                      number((row.first("copying") or {}).get("ratio")),
+        copying = row.first("copying") or {}
+        title = f"{row.title} [{', '.join(detectors(row))}]" if several else row.title
+        lines.append([title, *(number(row.value(name), 4) for name in fids), spread(row, kid[0]) if kid else "–",
+                      number(copying.get("ratio")), number((copying.get("three_sample") or {}).get("c_t")),
                       "; ".join(f"{fake:,} / {real:,}" for fake, real in counts)])
     notes = dict.fromkeys(note for row in rows for record in row.records for note in record.get("notes") or [])
     explained = [
@@ -43,11 +49,27 @@ def quality(rows: Sequence[Measured]) -> str:
         "rows; a Fréchet distance only between rows with equal counts, in one column.",
         "Distance ratio: median distance of the images to their nearest training image, over that of images that are "
         "no copies. Near 1: as new as held-out images; towards 0: copies. It says nothing about quality.",
+        "C_T: three-sample test against held-out images. About 0: as new as these; negative: copies.",
         "Rows of real held-out images and of noise, where there are some, are the scale: a finite set is some way "
-        "from its own held-out part.", *notes]
+        "from its own held-out part.",
+        *["Detectors differ between rows: only rows of one detector may be compared."] * several, *notes]
     items = "".join(f"<li>{escape(note)}</li>" for note in explained)
-    return (table(["", *fids, "KID", "distance ratio", "images judged / real"], lines)
-            + f'<ul class="notes">{items}</ul>' + provenance((row.title, distances(row)) for row in rows))
+    return (table(["", *fids, "KID", "distance ratio", "C_T", "images judged / real"], lines) + others(rows)
+            + f'<ul class="notes">{items}</ul>' + provenance(
+                (row.title, [r for r in row.records if r["metric"] != "retrieval"]) for row in rows))
+
+
+def detectors(row: Measured) -> list[str]:
+    """Names of the detectors behind a row's distances."""
+    return list(dict.fromkeys(str((record.get("detector") or {}).get("name")) for record in distances(row)))
+
+
+def others(rows: Sequence[Measured]) -> str:
+    """Values that are neither distances nor of retrieval, such as precision and recall; empty if there are none."""
+    lines = [[row.title, name, number(value, 4)] for row in rows for record in row.records
+             if not str(record["metric"]).startswith(("fid", "kid", "retrieval"))
+             for name, value in record["results"].items()]
+    return table(["", "metric", "value"], lines) if lines else ""
 
 
 def spread(row: Measured, name: str) -> str:

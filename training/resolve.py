@@ -45,7 +45,8 @@ def resolve(cfg: str, overrides: Mapping[str, Any], data: Mapping[str, Any]) -> 
         "d_noise": _d_noise(row),
         "loss": _loss(row, data),
         "optim": _optim(row),
-        "data": {**data, "mirror": row["mirror"], "use_labels": row["cond"], "max_images": row["max_images"]},
+        "data": {**data, "mirror": row["mirror"], "use_labels": row["cond"], "max_images": row["max_images"],
+                 "holdout": row["holdout"]},
         "run": {
             "class_name": "training.options.RunOptions",
             "ema_kimg": row["batch"] * 10 / 32 if row["ema_kimg"] is None else row["ema_kimg"],

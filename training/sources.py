@@ -102,7 +102,8 @@ def open_images(gan: Gan, path: str | None) -> tuple[ImageDataset, bool]:
     if path is None and not Path(trained["path"]).exists():
         raise UserError(f"{gan.path} was trained on {trained['path']}, which is not there any more; name its new place "
                         "with --data.")
-    dataset = ImageDataset(path or trained["path"], use_labels=trained["use_labels"], max_images=trained["max_images"])
+    dataset = ImageDataset(path or trained["path"], use_labels=trained["use_labels"], max_images=trained["max_images"],
+                           holdout=trained.get("holdout", 0.0))
     return dataset, dataset.fingerprint == trained["fingerprint"]
 
 

@@ -1,0 +1,71 @@
+"""Parts of calc_metrics.py that both of its forms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metrics.features import FeatureCache
+from metrics.image_sets import ImageSet, from_source
+
+
+def open_detector(metrics: str, detector: str, weights: str | None, device: str) -> Any:
+    """The detector, once the metrics' names are known to be right."""
+    from metrics.detectors import load_detector
+    from metrics.names import parse_metrics
+    from torch_utils.device import select_device
+
+    parse_metrics(metrics)
+    return load_detector(detector, weights, select_device(device))
+
+
+def open_set(path: str) -> ImageSet:
+    """The images of a folder or zip."""
+    from dnnlib.images import open_source
+
+    return from_source(open_source(path))
+
+
+def open_cache(off: bool) -> FeatureCache:
+    """Where features of data sets are kept between runs."""
+    return FeatureCache(None if off else FeatureCache.default_folder(), lambda line: click.echo(line, err=True))
+
+
+def progress(verbose: bool) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
+    """A progress bar with ETA around batches of images, on terminals."""
+
+    def track(batches: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, unit="img", disable=None if verbose else True) as bar:
+            for images in batches:
+                yield images
+                bar.update(min(len(images), total - bar.n))
+
+    return track
+
+
+def save_closest(path: str, records: list[dict[str, Any]], generated: Callable[[int], Any], reals: ImageSet) -> None:
+    """The closest pairs of the memorisation report as a picture; `generated`: number to uint8 ``[3 or 1, H, W]``."""
+    from metrics.pairs import save_pairs
+
+    pairs = []
+    for pair in records[0]["copying"]["closest"]:
+        real = reals.read(pair["image"])
+        pairs.append((generated(pair["generated"]), real.flip(-1) if pair["flipped"] else real, pair["distance"]))
+    save_pairs(path, pairs)
+    click.echo(f"The {len(pairs)} closest pairs (generated above, training image below): {path}")
+
+
+def show(records: list[dict[str, Any]], folder: str | None) -> None:
+    """Prints the results, then stores them: what was measured is not lost on a full disk."""
+    from metrics.records import write_records
+    from metrics.table import format_table
+
+    click.echo(format_table(records))
+    if folder is not None:
+        paths: list[Path] = write_records(records, folder)
+        click.echo(f"Stored in {', '.join(map(str, paths))}")
