@@ -38,7 +38,9 @@ MEANINGLESS = {
     "restart_every": "--restart-every: a killed run is continued with --resume RUN_DIR.",
 }
 DETECTOR = "efficientnet_lite2"  # of metrics during training
-CONTINUE_ONLY = {"resume", "kimg", "minutes", "metrics", "snap", "snap_minutes", "keep", "workers", "device", "dry_run"}
+LENGTH = ("kimg", "minutes", "metrics", "metrics_budget", "patience", "snap", "snap_minutes", "keep", "workers")
+CONTINUE_ONLY = {"resume", "device", "dry_run", *LENGTH}
+COPYING = 0.5  # ratio of distances below which train.py warns
 
 
 @click.command(help=__doc__)
@@ -133,7 +135,7 @@ def resume(flags: dict[str, Any], ctx: click.Context) -> bool:
         raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of train.py.")
     state = load_state(snapshots[-1])
     config = state["config"]
-    for key in ("kimg", "minutes", "metrics", "snap", "snap_minutes", "keep", "workers"):
+    for key in LENGTH:
         if flags[key] is not None:
             config["run"][key] = flags[key]
     construct(config["run"])
@@ -227,8 +229,10 @@ def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: A
     from metrics.detectors import load_detector
     from metrics.features import FeatureCache
     from metrics.image_sets import from_dataset
+    from metrics.names import HIGHER_IS_BETTER, parse_metrics
     from metrics.registry import evaluate, write_records
     from training.sampling import training_sampler
+    from training.training_loop import Measured
 
     detector = load_detector(DETECTOR, None, device)
     cache = FeatureCache(FeatureCache.default_folder(), click.echo)
@@ -238,7 +242,9 @@ def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: A
 
         heldout = from_dataset(ImageDataset(dataset.path, holdout=share, part="heldout"), False)
 
-    def measure(gan: Any, snapshot: Path) -> dict[str, float]:
+    higher = parse_metrics(config["run"]["metrics"])[0].kind in HIGHER_IS_BETTER
+
+    def measure(gan: Any, snapshot: Path) -> Measured:
         sampler = training_sampler(gan, dataset)
         records = evaluate(
             config["run"]["metrics"], lambda count: sampler.images(range(count)), reals, detector=detector, cache=cache,
@@ -246,9 +252,19 @@ def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: A
             provenance={"snapshot_pkl": snapshot.name, "network_hash": gan.hash, "cur_nimg": gan.progress["cur_nimg"],
                         "conditions": sampler.provenance})
         write_records(records, run_dir)
-        return {name: value for record in records for name, value in record["results"].items()}
+        values = {name: value for record in records for name, value in record["results"].items()}
+        first = next(iter(values.values()))
+        return Measured(values, -first if higher else first, copying_warnings(records[0]["copying"]))
 
     return measure
+
+
+def copying_warnings(report: dict[str, Any]) -> list[str]:
+    """One line if samples lie much nearer to training images than other real images do."""
+    if report["ratio"] is None or report["ratio"] >= COPYING:
+        return []
+    return [f"samples are {report['ratio']:.2f} times as far from their nearest training image as {report['bar']} are: "
+            "the generator is copying. Use more images, or an earlier snapshot."]
 
 
 if __name__ == "__main__":

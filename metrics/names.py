@@ -13,6 +13,7 @@ FORMS = ("fid50k_full, kid50k_full (any count: fid2k_full, kid500_full), fid_ful
          "(FID extrapolated to infinitely many images), pr50k3_full and dc50k5_full (precision and recall, density and "
          "coverage with 3 or 5 neighbours; pr500n3_full for 500 images, pr3_full for as many as there are reals), "
          "is50k (Inception Score), diversity2k, retrieval")
+HIGHER_IS_BETTER = ("pr", "dc", "is", "diversity")
 _COUNT = r"(?P<number>[1-9]\d{0,6})(?P<thousands>k)?"
 _PATTERN = re.compile(rf"(?P<kind>fidinf|fid|kid)(?:{_COUNT})?(?P<full>_full)?", re.ASCII)
 _MANIFOLD = re.compile(r"(?P<kind>pr|dc)(?:(?P<number>[1-9]\d{0,6})(?:(?P<thousands>k)|n))?(?P<k>[1-9]\d?)"

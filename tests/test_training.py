@@ -26,6 +26,8 @@ from training.loader import EndlessSampler, batches, split
 from training.memory import fit_batch, try_step
 from training.objective import Phase, Terms
 from training.run_state import list_snapshots, load_state
+from training.sampling import live_gan
+from training.training_loop import Measured, Trainer
 
 # A run of 30 steps on 80 images (flips included): 1.5 epochs.
 FLAGS = ["--cfg", "dicgan_demo", "--sigma", "0.5", "--latent", "4", "--batch", "4", "--ngf", "2", "--kimg", "0.12",
@@ -175,6 +177,70 @@ def test_holdout_never_trains_and_is_the_bar_of_the_metrics(tiny_set: Path, tmp_
         record = json.loads((folder / "metric-fid8_full.jsonl").read_text().splitlines()[-1])
         assert record["dataset"]["num_images"] == 30
         assert record["copying"]["heldout"]["num_images"] == 10
+
+
+def evaluated_trainer(tiny_set: Path, run_dir: Path, results: list[dict[str, float]], **changes: Any) -> Trainer:
+    """A run with a snapshot every step, whose evaluations give `results` one after the other, the last one forever."""
+    dataset = open_set(tiny_set, "fastgan_demo")
+    options = {"metrics": "fid4_full", "kimg": 0.04, "tick": 0.004, "snap": 1, **changes}
+    trainer = new_trainer(tiny_config("fastgan_demo", dataset, **options), dataset, run_dir)
+    calls = itertools.chain(results, itertools.repeat(results[-1]))
+
+    def evaluate(gan: Any, snapshot: Path) -> Measured:
+        values = next(calls)
+        return Measured(values, next(iter(values.values())), [])
+
+    trainer.evaluate = evaluate
+    return trainer
+
+
+def test_patience_ends_a_run_that_gets_no_better(tiny_set: Path, tmp_path: Path) -> None:
+    losses = [{"fid4_full": value} for value in (3.0, 2.0, 2.5, 2.2, 1.0)]
+    trainer = evaluated_trainer(tiny_set, tmp_path, losses, patience=2)
+    assert trainer.train()
+    progress = load_state(list_snapshots(tmp_path)[-1])["progress"]
+    assert progress["cur_nimg"] == 16
+    assert (progress["best"], progress["best_nimg"], progress["stale"]) == (2.0, 8, 2)
+    assert (tmp_path / "best_nimg.txt").read_text() == "8\n"
+
+
+def test_metrics_budget_spares_snapshots(tiny_set: Path, tmp_path: Path) -> None:
+    trainer = evaluated_trainer(tiny_set, tmp_path, [{"fid4_full": 1.0}], metrics_budget=1e-9)
+    trainer.train()
+    assert trainer.run.progress["metric_seconds"] > 0
+    assert trainer.run.progress["best_nimg"] == 4
+    assert trainer.run.progress["stale"] == 0  # measured once only
+
+
+def test_falling_recall_is_a_warning(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = [{"fid4_full": 1.0, "pr4_recall": recall} for recall in (0.4, 0.3, 0.19)]
+    evaluated_trainer(tiny_set, tmp_path, values, kimg=0.012).train()
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning: pr4_recall")]
+    assert len(warnings) >= 1
+    assert "from 0.4 to 0.19" in warnings[0]
+
+
+def test_best_is_the_highest_where_that_is_better(tiny_set: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    import train as script
+
+    records = [{"results": {"pr4n3_full_precision": 0.7}, "copying": {"ratio": 0.3, "bar": "held-out images"}}]
+    monkeypatch.setattr("metrics.registry.evaluate", lambda *args, **options: records)
+    monkeypatch.setattr("metrics.registry.write_records", lambda *args: [])
+    trainer = evaluated_trainer(tiny_set, tmp_path, [{"x": 0.0}], metrics="pr4n3_full")
+    measure = script.make_evaluate(trainer.run.config, trainer.dataset, tmp_path, CPU)
+    measured = measure(live_gan(trainer.run, "this run"), tmp_path / "snapshot.pkl")
+    assert measured.loss == -0.7
+    assert len(measured.warnings) == 1
+    assert "copying" in measured.warnings[0]
+
+
+@pytest.mark.parametrize("flags", [["--metrics-budget", "200%"], ["--patience", "-1"],
+                                   ["--patience", "2", "--metrics", "none"]])
+def test_impossible_schedules_are_refused(flags: list[str], tiny_set: Path, tmp_path: Path) -> None:
+    done = train("--outdir", tmp_path / "x", "--data", tiny_set, "--cfg", "fastgan", "-n", *flags)
+    assert done.returncode == 2
+    assert flags[0] in done.stderr
 
 
 def small_trainer(tiny_set: Path, tmp_path: Path, **changes: Any) -> tuple[Any, ImageDataset]:

@@ -38,6 +38,19 @@ class NumberOr(click.ParamType):
             self.fail(f"{value}: give a number or {' or '.join(self.words)}.", param, ctx)
 
 
+class Share(click.ParamType):
+    """``10%`` or ``0.1`` → 0.1."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value)
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value}: give a share such as 10% or 0.1.", param, ctx)
+
+
 def choice(*values: str) -> click.Choice:
     """Short for `click.Choice`."""
     return click.Choice(list(values))
@@ -96,6 +109,8 @@ RUN = [
     click.option("--snap-minutes", type=float, help="Minutes until a snapshot is due in any case"),
     click.option("--keep", type=int, help="Newest snapshots that are kept; 0 = all"),
     click.option("--metrics", metavar="NAMES", help="Comma-separated metrics at every snapshot, or none"),
+    click.option("--metrics-budget", type=Share(), help="Most of the time that metrics may take, such as 10%"),
+    click.option("--patience", type=int, help="End after so many evaluations without a better first metric; 0 = never"),
     click.option("--seed", type=int, help="Random seed"),
     click.option("--workers", type=NumberOr(int, "auto"), help="Loader processes"),
 ]

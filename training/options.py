@@ -20,6 +20,8 @@ class RunOptions:
     snap_minutes: float  # minutes after which a snapshot is due in any case
     keep: int  # newest snapshots kept; 0 = all
     metrics: str  # comma-separated names, or none
+    metrics_budget: float | None = None  # most of the time that metrics may take, as a share; None = all snapshots
+    patience: int = 0  # evaluations without a better first metric after which the run ends; 0 = never
     seed: int
     workers: int | str  # loader processes, or auto
     ema_kimg: float  # half-life of G_ema in thousands of images
@@ -37,6 +39,12 @@ class RunOptions:
             raise UserError("--batch 1: batch normalisation needs at least 2 images per step.")
         if isinstance(self.batch_gpu, int) and (self.batch_gpu < 2 or self.batch % self.batch_gpu):
             raise UserError(f"--batch-gpu {self.batch_gpu}: must be at least 2 and divide --batch {self.batch}.")
+        if self.metrics_budget is not None and not 0 < self.metrics_budget <= 1:
+            raise UserError(f"--metrics-budget {self.metrics_budget:g}: give a share of the time, such as 10% or 0.1.")
+        if self.patience < 0 or (self.patience and self.metrics == "none"):
+            raise UserError(f"--patience {self.patience}: must not be negative, and needs --metrics to wait for.")
+        if self.metrics_budget is not None and self.metrics == "none":
+            raise UserError("--metrics-budget: there are no --metrics to limit; leave it out.")
         if self.keep < 0 or (isinstance(self.workers, int) and self.workers < 0):
             raise UserError("--keep and --workers must not be negative.")
         if not 0 <= self.seed < 2**31:

@@ -78,6 +78,8 @@ DEFAULTS: dict[str, Any] = {
     "snap_minutes": 10.0,
     "keep": 2,
     "metrics": "fid2k_full",
+    "metrics_budget": None,  # most of the time that metrics may take; None = at every snapshot
+    "patience": 0,  # evaluations without a better first metric after which the run ends; 0 = never
     "seed": 0,
     "workers": "auto",
 }

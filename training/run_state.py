@@ -29,7 +29,9 @@ class RunState:
     """G, D, G_ema, conditioning, noise of D, objective, optimizers, statistics and progress of one run.
 
     Progress: ``cur_nimg`` images and ``cur_tick`` ticks done, ``tick_start_nimg``, training ``seconds``
-    over all sessions, ``best`` value of the first metric with its ``best_nimg``.
+    over all sessions, ``best`` value of the first metric (lower is better) with its ``best_nimg``, ``stale``
+    evaluations since then, the last at ``measured_nimg``, ``metric_seconds`` in all, ``peaks`` of metrics that tell a
+    collapse by falling.
     """
 
     def __init__(self, config: dict[str, Any], device: torch.device) -> None:
@@ -52,6 +54,7 @@ class RunState:
         self.collector = Collector()
         self.progress: dict[str, Any] = {
             "cur_nimg": 0, "cur_tick": 0, "tick_start_nimg": 0, "seconds": 0.0, "best": None, "best_nimg": None,
+            "stale": 0, "measured_nimg": None, "metric_seconds": 0.0, "peaks": {},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ class RunState:
             getattr(self, name).load_state_dict(state[name])
         for name in ("opt_G", "opt_D", "conditioning", "d_noise", "loss", "collector"):
             getattr(self, name).load_state_dict(state[name])
-        self.progress = dict(state["progress"])
+        self.progress |= state["progress"]
 
     def check_init(self, path: str, state: dict[str, Any]) -> dict[str, list[str]]:
         """Which weights of another run's checkpoint are taken (``--init-from``): names by network.

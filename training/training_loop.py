@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +26,18 @@ from training.options import RunOptions
 from training.run_state import RunState, frozen_networks, prune_snapshots, snapshot_path
 from training.sampling import Gan, live_gan
 
-Evaluate = Callable[[Gan, Path], dict[str, float]]
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of a snapshot: values by name, the first one so that lower is better, and what has to be said."""
+
+    values: dict[str, float]
+    loss: float
+    warnings: list[str]
+
+
+Evaluate = Callable[[Gan, Path], Measured]
+FALLING = ("recall", "coverage", "diversity")  # metrics that fall when a generator collapses
 
 
 class Trainer:
@@ -88,6 +100,8 @@ class Trainer:
     def _over(self) -> bool:
         progress, opts = self.run.progress, self.options
         progress["seconds"] = self.seconds_before + time.monotonic() - self.started
+        if opts.patience and progress["stale"] >= opts.patience:
+            return True
         out_of_time = opts.minutes is not None and progress["seconds"] >= opts.minutes * 60
         return out_of_time or progress["cur_nimg"] >= opts.kimg * 1000
 
@@ -168,13 +182,38 @@ class Trainer:
         if not pictures:
             return
         log.fakes()
-        if self.evaluate is None:
+        if self.evaluate is None or not self._metrics_due():
             return
-        values = self.evaluate(live_gan(run, path.name), path)
-        log.metrics(values)
-        first = next(iter(values.values()))
-        if progress["best"] is None or first < progress["best"]:
-            progress["best"], progress["best_nimg"] = first, progress["cur_nimg"]
+        begun, progress["measured_nimg"] = time.monotonic(), progress["cur_nimg"]
+        measured = self.evaluate(live_gan(run, path.name), path)
+        progress["metric_seconds"] += time.monotonic() - begun
+        log.metrics(measured.values)
+        for line in [*measured.warnings, *self._collapse(measured.values)]:
+            tqdm.write(f"Warning: {line}")
+        progress["stale"] += 1
+        if progress["best"] is None or measured.loss < progress["best"]:
+            progress["best"], progress["best_nimg"], progress["stale"] = measured.loss, progress["cur_nimg"], 0
             run.save(self.run_dir / "best_model.pkl")
             (self.run_dir / "best_nimg.txt").write_text(f"{progress['cur_nimg']}\n")
-            run.save(path)  # so that a resumed run knows the best value
+        if opts.patience and progress["stale"] >= opts.patience:
+            tqdm.write(f"--patience: the first metric is no better than {progress['stale']} evaluations ago; done.")
+        run.save(path)  # so that a resumed run knows all this
+
+    def _metrics_due(self) -> bool:
+        """Whether this state hasn't been measured yet, and metrics have taken no more than their share of the time."""
+        budget, progress = self.options.metrics_budget, self.run.progress
+        if progress["measured_nimg"] == progress["cur_nimg"]:
+            return False
+        return budget is None or progress["metric_seconds"] <= budget * progress["seconds"]
+
+    def _collapse(self, values: dict[str, float]) -> list[str]:
+        """A line for every metric that has fallen to less than half of what it was at its best."""
+        peaks, lines = self.run.progress["peaks"], []
+        for name, value in values.items():
+            if not any(word in name for word in FALLING) or name.endswith("_real"):
+                continue
+            peaks[name] = max(value, peaks.get(name, value))
+            if value < peaks[name] / 2:
+                lines.append(f"{name} has fallen from {peaks[name]:.3g} to {value:.3g}: the generator loses variety. "
+                             f"The best snapshot so far is that of {self.run.progress['best_nimg']} images.")
+        return lines
