@@ -111,6 +111,14 @@ def test_dry_run_writes_nothing(tiny_set: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_snapshots_of_the_first_version_are_named_as_such(whole_run: Path, tmp_path: Path) -> None:
+    state = load_state(list_snapshots(whole_run)[-1])
+    del state["config"]["d_noise"]
+    checkpoint.save(tmp_path / "old.pkl", "gan", state)
+    with pytest.raises(UserError, match="before this version"):
+        load_state(tmp_path / "old.pkl")
+
+
 def test_init_from_starts_at_the_weights(whole_run: Path, tiny_set: Path, tmp_path: Path) -> None:
     snapshot = list_snapshots(whole_run)[-1]
     args = ["--outdir", tmp_path, "--data", tiny_set, "--init-from", snapshot, "--kimg", "0.004", "--device", "cpu"]

@@ -130,6 +130,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
     missing = {"config", "G", "D", "G_ema", "progress", "conditioning"} - set(state)
     if missing:
         raise UserError(f"{path} is damaged: {', '.join(sorted(missing))} missing. Use another snapshot.")
+    if "d_noise" not in state["config"]:
+        raise UserError(f"{path} was written before this version, which names the parts of its networks otherwise; "
+                        "train anew, or use the version that wrote it.")
     return state
 
 
