@@ -13,11 +13,12 @@ from torch import nn
 
 from dnnlib import UserError, construct
 from torch_utils.checkpoint import weights_hash
-from torch_utils.rng import generator, mix_seed, sample_normal
+from torch_utils.rng import generator, sample_normal
 from training.conditioning.base import Conditioning
 from training.conditioning.dicgan import DiffusedInstance
 from training.dataset import ImageDataset
 from training.loader import to_uint8
+from training.priors import pick
 from training.run_state import RunState, image_shape, load_state
 from training.tables import LatentTable, encoded
 
@@ -175,7 +176,7 @@ class Sampler:
             return torch.tensor(self.gan.conditioning.draw_classes(seeds))
         if self.references is not None:  # label k belongs to reference k
             return torch.tensor([self.labels[seed % len(self.references)] for seed in seeds])
-        return torch.tensor([self.labels[mix_seed(seed, "class") % len(self.labels)] for seed in seeds])
+        return torch.tensor([self.labels[pick(seed, len(self.labels))] for seed in seeds])
 
     def condition_latents(self, seeds: Sequence[int]) -> torch.Tensor | None:
         """f [n, C, H, W] for the seeds, on the CPU, or None for networks without."""
