@@ -86,6 +86,11 @@ def encode(encoder: nn.Module, dataset: ImageDataset, indices: Sequence[int], de
     return torch.cat(list(encoded(encoder, dataset, indices, device)))
 
 
+def draw_z(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
+    """z ``[n, z_dim]`` on the CPU, as the official script draws it, so that its seeds keep their z."""
+    return torch.from_numpy(np.stack([np.random.RandomState(seed % 2**32).randn(z_dim) for seed in seeds])).float()
+
+
 class SampleNoise:
     """Noise maps of the generator's blocks, a stream per sample, so that batches don't matter."""
 
@@ -195,12 +200,11 @@ class Sampler:
         if self.decode is not None:
             assert self.latents is not None
             return to_uint8(self.decode(self.latents(seeds).to(device), noise)).cpu()
-        # z as the official script draws it, so that its seeds keep their z.
-        z = np.stack([np.random.RandomState(seed % 2**32).randn(G.z_dim) for seed in seeds])
+        z = draw_z(seeds, G.z_dim)
         f, labels = self.condition_latents(seeds), self._labels(seeds)
         eps = None if f is None else torch.zeros_like(f) if self.noisy else sample_normal(seeds, f.shape[1:], "eps")
         told = self.gan.conditioning.told(f, labels, self.sigma, eps)
-        img = G(torch.from_numpy(z).float().to(device), c=None if told.c is None else told.c.to(device),
+        img = G(z.to(device), c=None if told.c is None else told.c.to(device),
                 h=None if told.h is None else told.h.to(device), sigma=told.sigma, noise=noise, **self.options)
         return to_uint8(img).cpu()
 
