@@ -5,6 +5,7 @@ Examples:
   python gen_images.py --network runs/00000-…/network-snapshot-000200.pkl --ldm ldm.pkl --seeds 0-63 --outdir out
   python gen_images.py --network net.pkl --ref photos/ --seeds 0-15 --outdir out --grid grid.png
   python gen_images.py --network net.pkl --ref photos/ --alter sketch --ref-grid refs.png --seeds 0-63 --outdir out
+  python gen_images.py --network net.pkl --ref photos/ --vary sigma --seeds 0-3 --outdir out --nearest
   python gen_images.py --network net.pkl --instances 100 --save-source instances.pkl --seeds 0-63 --outdir out
   python gen_images.py --network net.pkl --class 3 --trunc 0.7 --seeds 0-15 --outdir out
 
@@ -21,6 +22,7 @@ import click
 from dnnlib import UserError
 from dnnlib.cli import parse_seeds
 from dnnlib.tuning import tune_process
+from training.control_options import ControlFlags, control_options
 from training.source_options import SourceFlags, source_options
 
 
@@ -29,8 +31,8 @@ from training.source_options import SourceFlags, source_options
 @click.option("--seeds", required=True, metavar="LIST", help="Seeds, for example 0,1,4-6")
 @click.option("--outdir", required=True, metavar="DIR", help="Where to put seed0000.png, …")
 @source_options
-@click.option("--data", metavar="ZIP|DIR", help="Training set, for --instances, --prior and --ref-grid  "
-              "[default: as the checkpoint names it]")
+@click.option("--data", metavar="ZIP|DIR", help="Training set, for --instances, --prior, --ref-grid and "
+              "--nearest  [default: as the checkpoint names it]")
 @click.option("--save-source", metavar="FILE", help="Keep what --instances or --prior made of the training set")
 @click.option("--alter", metavar="NAMES", help="Change the references first: cutmix, cutout, sketch, gray")
 @click.option("--ref-grid", metavar="PNG", help="Also write one picture of references, samples of each, and the "
@@ -38,7 +40,9 @@ from training.source_options import SourceFlags, source_options
 @click.option("--per-ref", type=click.IntRange(min=1), help="Samples of each reference in --ref-grid  [default: 4]")
 @click.option("--noise-mode", help="Noise maps: random (per seed), none, or const (as stored in StyleGAN2)  "
               "[default: const for StyleGAN2, else random]")
-@click.option("--grid", metavar="PNG", help="Also write one picture of all samples")
+@control_options
+@click.option("--grid", metavar="PNG", help="Also write one picture of all samples  [--vary: always, by default "
+              "OUTDIR/vary-NAME.png]")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option("--translate", hidden=True)
@@ -47,16 +51,24 @@ def main(network: str, seeds: str, outdir: str, grid: str | None, batch: int, de
     if flags.pop("translate") is not None or flags.pop("rotate") is not None:
         raise UserError("--translate, --rotate: only StyleGAN3 can move its input; leave them out.")
     numbers = parse_seeds(seeds)
-    source = SourceFlags.take(flags)
+    source, controls = SourceFlags.take(flags), ControlFlags.take(flags)
+    controls.check(source, flags["ref_grid"])
     check_companions(source, **{key: flags[key] for key in ("save_source", "alter", "ref_grid", "per_ref")})
     make_outdir(outdir)
 
     from torch_utils.device import select_device
     from training.sampling import load_gan
 
-    sampler = make_sampler(load_gan(network, select_device(device)), source, numbers, batch, **flags)
-    save_images(sampler, numbers, Path(outdir), batch, grid)
-    click.echo(f"{len(numbers)} images in {outdir} ({sampler.provenance['mode']}).")
+    sampler = make_sampler(load_gan(network, select_device(device)), source, numbers, batch, nearest=controls.nearest,
+                           **flags)
+    if controls.vary is None:
+        save_images(sampler, numbers, Path(outdir), batch, grid)
+        click.echo(f"{len(numbers)} images in {outdir} ({sampler.provenance['mode']}).")
+    else:
+        picture = Path(grid or Path(outdir) / f"vary-{controls.vary}.png")
+        count = save_controls(sampler, controls, numbers, Path(outdir), picture, batch, ref=source.ref,
+                              alter=flags["alter"], data=flags["data"])
+        click.echo(f"{count} images in {outdir}, all of them in {picture} (vary {controls.vary}).")
 
 
 def check_companions(source: SourceFlags, *, save_source: str | None, alter: str | None, ref_grid: str | None,
@@ -83,7 +95,7 @@ def make_outdir(outdir: str) -> None:
 
 def make_sampler(gan: Any, source: SourceFlags, seeds: list[int], batch: int, *, data: str | None,
                  save_source: str | None, alter: str | None, ref_grid: str | None, per_ref: int | None,
-                 noise_mode: str | None) -> Any:
+                 noise_mode: str | None, nearest: bool = False) -> Any:
     """The network with its source of conditions; writes the files of ``--save-source`` and ``--ref-grid``."""
     from ldm.latents import open_latents
     from training.prior_files import save_prior
@@ -94,9 +106,9 @@ def make_sampler(gan: Any, source: SourceFlags, seeds: list[int], batch: int, *,
     if save_source is not None and spec is None:
         raise UserError(f"--save-source {save_source}: what {source.latent_sources[0]} names is a file "
                         "already; leave it out.")
-    if data is not None and spec is None and ref_grid is None:
-        raise UserError(f"--data {data} names the training set, which only --instances K, --prior NAME and --ref-grid "
-                        "need; leave it out.")
+    if data is not None and spec is None and ref_grid is None and not nearest:
+        raise UserError(f"--data {data} names the training set, which only --instances K, --prior NAME, --ref-grid and "
+                        "--nearest need; leave it out.")
     if noise_mode is None:
         noise_mode = "const" if gan.G.has_mapping else "random"  # as the official script
     sampler = open_sampler(gan, source, open_latents=open_latents, images=lambda flag: training_set(gan, data, flag),
@@ -121,6 +133,35 @@ def save_reference_grid(path: Path, sampler: Any, ref: str | None, alter: str | 
     assert ref is not None
     pictures = altered_references(sampler.gan, ref, alter)
     save_grid(path, reference_grid(sampler, pictures, dataset, seeds, per_ref, batch)[None], 1)
+
+
+def save_controls(sampler: Any, controls: ControlFlags, seeds: list[int], outdir: Path, picture: Path, batch: int, *,
+                  ref: str | None, alter: str | None, data: str | None) -> int:
+    """Writes the single images and the labelled picture of ``--vary``; returns how many images there are."""
+    import torch
+    from tqdm import tqdm
+
+    from training.control_images import draw_cells, save_nearest, save_study
+    from training.controls import make_study
+    from training.logs import save_grid
+    from training.sources import altered_references, training_set
+
+    assert ref is not None
+    assert controls.vary is not None
+    dataset = training_set(sampler.gan, data, "--nearest") if controls.nearest else None
+    study = make_study(controls.vary, sampler, seeds, controls.steps, controls.sigma_max)
+    images = torch.empty(len(study.cells), *sampler.gan.img_shape, dtype=torch.uint8)
+    with tqdm(total=len(images), unit="img", disable=None) as bar:
+        for places, drawn in draw_cells(sampler, study.cells, batch):
+            images[places] = drawn
+            for place, image in zip(places, drawn, strict=True):
+                save_grid(outdir / f"{study.cells[place].name}.png", image[None], 1)
+            bar.update(len(places))
+    below = None
+    if dataset is not None:
+        below = save_nearest(picture.with_suffix(".json"), sampler, study, images, dataset)
+    save_study(picture, study, altered_references(sampler.gan, ref, alter), images, below)
+    return len(images)
 
 
 def save_images(sampler: Any, seeds: list[int], outdir: Path, batch: int, grid: str | None) -> None:

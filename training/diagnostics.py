@@ -37,6 +37,13 @@ def effective_rank(f: torch.Tensor) -> float:
     return torch.exp(-torch.xlogy(share, share).sum()).item()
 
 
+@torch.no_grad()
+def judge_features(img_u8: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """EfficientNet-Lite2's pooled features [n, D], on the CPU, of uint8 [n, C, H, W]."""
+    img = F.interpolate(to_float(img_u8.to(device)), size=(SIDE, SIDE), mode="bicubic", antialias=True)
+    return load_backbone(JUDGE).to(device).pooled(img).float().cpu()
+
+
 @dataclass
 class Diagnostics:
     """The fixed subset and its features in EfficientNet-Lite2, None where D or f looks through that network itself."""
@@ -55,13 +62,8 @@ class Diagnostics:
         if JUDGE in networks:
             return self
         images = [torch.stack([dataset[i][0] for i in indices[s:s + QUERIES]]) for s in range(0, len(indices), QUERIES)]
-        self.gallery = torch.cat([self._features(part) for part in images])
+        self.gallery = torch.cat([judge_features(part, device) for part in images])
         return self
-
-    @torch.no_grad()
-    def _features(self, img_u8: torch.Tensor) -> torch.Tensor:
-        img = F.interpolate(to_float(img_u8.to(self.device)), size=(SIDE, SIDE), mode="bicubic", antialias=True)
-        return load_backbone(JUDGE).to(self.device).pooled(img).float().cpu()
 
     def measure(self, gan: Gan, seed: int) -> dict[str, float]:
         """Posterior perplexity (DIC-GAN), mean cosine and effective rank of f, and the median retrieval rank of x_i."""
@@ -74,7 +76,7 @@ class Diagnostics:
             values["Latent/perplexity"] = posterior_perplexity(f, sampler.sigma, generator(seed, "perplexity"))
         values |= {"Latent/mean_cosine": mean_cosine(f), "Latent/effective_rank": effective_rank(f)}
         if self.gallery is not None:
-            fakes = self._features(torch.cat(list(sampler.images(range(count)))))
+            fakes = judge_features(torch.cat(list(sampler.images(range(count)))), self.device)
             values["Latent/retrieval_rank"] = retrieval_ranks(fakes, self.gallery, torch.arange(count)).median().item()
             values["Latent/retrieval_chance"] = (len(f) + 1) / 2
         return values

@@ -16,6 +16,16 @@ from training.tables import LatentTable, encoded
 FIT_IMAGES, SAMPLE_IMAGES = 10_000, 2000
 
 
+def fit_and_sample(count: int, num_images: int, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the images that f is fitted to, at most 10,000 of `count` (flips included), and those of σ's sample.
+
+    The second, at most 2000 and among the first, are of the `num_images` unflipped ones: an image and its mirror image
+    are no two neighbours.
+    """
+    order = torch.randperm(count, generator=generator(seed, "fit")).tolist()[:FIT_IMAGES]
+    return order, [i for i in order if i < num_images][:SAMPLE_IMAGES]
+
+
 def prepare(run: RunState, dataset: ImageDataset, run_dir: Path, *, fit: bool, resumed: bool) -> None:
     """Readies f and the conditioning: `fit` adapts f to the data set, `resumed` keeps what the method has chosen.
 
@@ -27,15 +37,13 @@ def prepare(run: RunState, dataset: ImageDataset, run_dir: Path, *, fit: bool, r
     if run.conditioning.uses_latents:
         print(f"Preparing instance latents of {len(dataset)} images (flips included).", flush=True)
         encoder.eval()
-        order = torch.randperm(len(dataset), generator=generator(seed, "fit")).tolist()[:FIT_IMAGES]
+        order, plain = fit_and_sample(len(dataset), dataset.num_images, seed)
         if fit:
             images = (torch.stack([dataset[i][0] for i in order[s:s + 64]]) for s in range(0, len(order), 64))
             encoder.fit(to_float(img.to(run.device)) for img in images)
             run.G_ema.load_state_dict(run.G.state_dict())
         if not encoder.trainable:
             f = LatentTable.encode(encoder, dataset, range(len(dataset)), run.device, run_dir)
-        # Without flips: an image and its mirror image are no two neighbours.
-        plain = [i for i in order if i < dataset.num_images][:SAMPLE_IMAGES]
         if f is not None:
             sample = f[torch.tensor(plain)]
         elif not resumed:

@@ -30,14 +30,25 @@ def comparison_features(gan: Gan, img: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(img, (height, width)).flatten(1)
 
 
+def features_name(gan: Gan) -> str:
+    """What `comparison_features` are, for files."""
+    encoder = gan.G.encoder
+    return f"pooled {encoder.backbone.name}" if isinstance(encoder, Backboned) else f"pixels at {PIXEL_SIDE}"
+
+
 @torch.no_grad()
-def nearest_images(gan: Gan, cells: torch.Tensor, dataset: ImageDataset) -> torch.Tensor:
-    """The training image (unflipped) nearest to each of `cells`; both uint8 [n, C, H, W]."""
+def nearest_indices(gan: Gan, cells: torch.Tensor, dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers [n] of the training images (unflipped) nearest to each of `cells` uint8 [n, C, H, W], and cosines [n]."""
     queries = torch.cat([comparison_features(gan, to_float(part.to(gan.device))).float().cpu()
                          for part in cells.split(64)])
     with LatentTable.temporary(lambda img: comparison_features(gan, img), dataset, gan.device) as bank:
-        indices, _ = nearest_rows(queries, bank.flat())
-    return torch.stack([dataset[int(i)][0] for i in indices[:, 0]])
+        indices, cosines = nearest_rows(queries, bank.flat())
+    return indices[:, 0], cosines[:, 0]
+
+
+def nearest_images(gan: Gan, cells: torch.Tensor, dataset: ImageDataset) -> torch.Tensor:
+    """The training image (unflipped) nearest to each of `cells`; both uint8 [n, C, H, W]."""
+    return torch.stack([dataset[index][0] for index in nearest_indices(gan, cells, dataset)[0].tolist()])
 
 
 def reference_grid(sampler: Sampler, pictures: torch.Tensor, dataset: ImageDataset, seeds: Sequence[int],

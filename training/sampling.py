@@ -192,20 +192,33 @@ class Sampler:
             return self.references[[seed % len(self.references) for seed in seeds]]
         return None
 
+    def _noise(self, seeds: Sequence[int]) -> Any:
+        """Where the noise maps of the generator's blocks come from."""
+        return {"random": SampleNoise(seeds, self.gan.device), "const": "const", "none": None}[self.noise_mode]
+
     @torch.no_grad()
     def batch(self, seeds: Sequence[int]) -> torch.Tensor:
         """Images uint8 [n, C, H, W] on the CPU, one per seed."""
-        G, device = self.gan.G, self.gan.device
-        noise: Any = {"random": SampleNoise(seeds, device), "const": "const", "none": None}[self.noise_mode]
         if self.decode is not None:
             assert self.latents is not None
-            return to_uint8(self.decode(self.latents(seeds).to(device), noise)).cpu()
-        z = draw_z(seeds, G.z_dim)
-        f, labels = self.condition_latents(seeds), self._labels(seeds)
-        eps = None if f is None else torch.zeros_like(f) if self.noisy else sample_normal(seeds, f.shape[1:], "eps")
+            latents = self.latents(seeds).to(self.gan.device)
+            return to_uint8(self.decode(latents, self._noise(seeds))).cpu()
+        return self.draw(self.condition_latents(seeds), self._labels(seeds), seeds, seeds)
+
+    @torch.no_grad()
+    def draw(self, f: torch.Tensor | None, labels: torch.Tensor | None, z_seeds: Sequence[int],
+             eps_seeds: Sequence[int]) -> torch.Tensor:
+        """Images uint8 [n, C, H, W] on the CPU for latents f [n, ...] and classes [n]; z and ε have seeds of their own.
+
+        Noise maps go with z.
+        """
+        G, device = self.gan.G, self.gan.device
+        z = draw_z(z_seeds, G.z_dim)
+        eps = None if f is None else torch.zeros_like(f) if self.noisy else sample_normal(eps_seeds, f.shape[1:], "eps")
         told = self.gan.conditioning.told(f, labels, self.sigma, eps)
         img = G(z.to(device), c=None if told.c is None else told.c.to(device),
-                h=None if told.h is None else told.h.to(device), sigma=told.sigma, noise=noise, **self.options)
+                h=None if told.h is None else told.h.to(device), sigma=told.sigma, noise=self._noise(z_seeds),
+                **self.options)
         return to_uint8(img).cpu()
 
     def images(self, seeds: Sequence[int], batch_size: int = 32) -> Iterator[torch.Tensor]:
