@@ -14,6 +14,7 @@ Metrics: fidNk_full, kidNk_full  N thousand images (or fid500_full) against all 
          prNk3_full, dcNk5_full  precision and recall, density and coverage; pr500n3_full, pr3_full, prNk3
          isNk, diversityNk       Inception Score; mean distance between images, also within one condition
          retrieval               with --ref: is image i found from the sample made of it, and how near are the two?
+         ivomN                   with --heldout: error of N held-out images after inversion (slow: 200 steps each)
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ def main(ctx: click.Context, **flags: Any) -> None:
     if not flags["network"]:
         raise UserError("--network is missing: give a network-snapshot-*.pkl of train.py, or use the form "
                         "calc_metrics.py compare A B for two image sets.")
+    from metrics.command import check_flags
+
+    check_flags(flags)
     measure_network(**flags)
 
 
@@ -83,11 +87,11 @@ def main(ctx: click.Context, **flags: Any) -> None:
 def compare(images: str, reals: str, outdir: str | None, metrics: str, seed: int, batch: int, heldout: str | None,
             pairs: str | None, verbose: bool, no_cache: bool, **flags: Any) -> None:
     """Measure the images in A (judged) against those in B (real): folders or zips, of any image sizes."""
-    from metrics.command import open_cache, open_detector, open_set, progress, save_closest, show
+    from metrics.command import check_flags, open_cache, open_detector, open_set, progress, save_closest, show
     from metrics.image_sets import describe
     from metrics.registry import evaluate
 
-    check_pairs(pairs)
+    check_flags({"outdir": outdir, "heldout": heldout, "pairs": pairs, **flags})
     detector = open_detector(metrics, **flags)
     judged, against = open_set(images), open_set(reals)
     records = evaluate(metrics, judged, against, detector=detector, heldout=open_set(heldout) if heldout else None,
@@ -96,14 +100,6 @@ def compare(images: str, reals: str, outdir: str | None, metrics: str, seed: int
     show(records, outdir)
     if pairs:
         save_closest(pairs, records, judged.read, against)
-
-
-def check_pairs(path: str | None) -> None:
-    """Refuses a --pairs that can't be a picture before anything is measured."""
-    if path is not None:
-        from metrics.pairs import check_target
-
-        check_target(path)
 
 
 def measure_network(network: str, outdir: str | None, metrics: str, detector: str, weights: str | None, device: str,
@@ -119,7 +115,6 @@ def measure_network(network: str, outdir: str | None, metrics: str, detector: st
     from training.run_state import frozen_networks
     from training.sampling import load_gan
 
-    check_pairs(pairs)
     check_detector(detector, weights)
     kinds = {metric.kind for metric in parse_metrics(metrics)}
     gan = load_gan(network, select_device(device))
@@ -134,7 +129,7 @@ def measure_network(network: str, outdir: str | None, metrics: str, detector: st
     records = evaluate(
         metrics, fakes_of(sampler, seed, batch), reals, detector=open_detector(metrics, detector, weights, device),
         heldout=open_set(heldout) if heldout else kept_from_training(gan, dataset), refs=refs,
-        groups=groups_of(sampler, seed),
+        groups=groups_of(sampler, seed), inverter=open_inverter(gan, source, batch) if "ivom" in kinds else None,
         cache=open_cache(no_cache), seed=seed, batch_size=batch, progress=progress(verbose), notes=notes,
         provenance={"snapshot_pkl": Path(network).name, "network_hash": gan.hash,
                     "cur_nimg": gan.progress["cur_nimg"], "conditions": conditions},
@@ -209,6 +204,14 @@ def open_references(ref: str, gan: Any, seed: int) -> Any:
     return References(from_tensor(images, ref), lambda k: (seed * SEEDS_PER_RUN + k) % len(images))
 
 
+def open_inverter(gan: Any, source: SourceFlags, batch: int) -> Any:
+    """How ``ivom`` inverts images with this network."""
+    from metrics.ivom import Inverter
+    from training.inversion_metric import inverter_of
+
+    return Inverter(gan.img_shape, gan.path, *inverter_of(gan, source.sigma, source.class_idx, batch))
+
+
 def fakes_of(sampler: Any, seed: int, batch: int) -> Callable[[int], Iterable[Any]]:
     """Number of images to batches of them, a seed per image."""
     from ldm.latents import FileSource
@@ -223,10 +226,23 @@ def fakes_of(sampler: Any, seed: int, batch: int) -> Callable[[int], Iterable[An
 
 
 def groups_of(sampler: Any, seed: int) -> Callable[[int], int] | None:
-    """Number of the condition of sample k: its reference image, or the one class; None where it isn't known."""
+    """Number of the condition of sample k: its reference or stored latent, else its class; None where each has its own.
+
+    Latents that are new in every sample don't count: with a class beside them, all of a class are one group.
+    """
+    from training.priors import Rows, pick
+
+    first, latents = seed * SEEDS_PER_RUN, sampler.latents
     if sampler.references is not None:
-        return lambda k: (seed * SEEDS_PER_RUN + k) % len(sampler.references)
-    return None if sampler.class_idx is None else lambda k: 0
+        return lambda k: (first + k) % len(sampler.references)
+    if isinstance(latents, Rows):
+        numbers: dict[bytes, int] = {}
+        return lambda k: numbers.setdefault(latents([first + k]).numpy().tobytes(), len(numbers))
+    if sampler.class_idx is not None:
+        return lambda k: 0
+    # Classes are drawn as `Sampler` draws them; those of latents that make images by themselves are the latents' own.
+    labels = getattr(latents, "labels", None) if sampler.labels is None else sampler.labels
+    return None if labels is None else lambda k: int(labels[pick(first + k, len(labels))])
 
 
 if __name__ == "__main__":

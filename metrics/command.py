@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dnnlib import UserError
 from metrics.features import FeatureCache
 from metrics.image_sets import ImageSet, from_source
+
+
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """`UserError` for a --pairs that can't be a picture, and for empty texts, as unset shell variables leave them.
+
+    An empty path would otherwise be the folder that the command runs in.
+    """
+    for name, value in flags.items():
+        if value == "":
+            raise UserError(f"--{name.replace('_', '-')} is empty; give a value or leave it out.")
+    if flags["pairs"] is not None:
+        from metrics.pairs import check_target
+
+        check_target(flags["pairs"])
+
+
+def say(text: str) -> None:
+    """Prints `text`, also where it quotes a path that is no valid text."""
+    click.echo(text.encode(errors="replace").decode())
 
 
 def open_detector(metrics: str, detector: str, weights: str | None, device: str) -> Any:
@@ -26,6 +46,8 @@ def open_set(path: str) -> ImageSet:
     """The images of a folder or zip."""
     from dnnlib.images import open_source
 
+    if not path:
+        raise UserError("The name of an image set is empty; give a folder or zip.")
     return from_source(open_source(path))
 
 
@@ -57,7 +79,7 @@ def save_closest(path: str, records: list[dict[str, Any]], generated: Callable[[
         real = reals.read(pair["image"])
         pairs.append((generated(pair["generated"]), real.flip(-1) if pair["flipped"] else real, pair["distance"]))
     save_pairs(path, pairs)
-    click.echo(f"The {len(pairs)} closest pairs (generated above, training image below): {path}")
+    say(f"The {len(pairs)} closest pairs (generated above, training image below): {path}")
 
 
 def show(records: list[dict[str, Any]], folder: str | None) -> None:
@@ -65,7 +87,7 @@ def show(records: list[dict[str, Any]], folder: str | None) -> None:
     from metrics.records import write_records
     from metrics.table import format_table
 
-    click.echo(format_table(records))
+    say(format_table(records))
     if folder is not None:
         paths: list[Path] = write_records(records, folder)
-        click.echo(f"Stored in {', '.join(map(str, paths))}")
+        say(f"Stored in {', '.join(map(str, paths))}")

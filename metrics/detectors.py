@@ -61,7 +61,7 @@ class Detector:
     def __call__(self, img_u8: torch.Tensor) -> torch.Tensor:
         """Features ``[n, D]`` float32 on the CPU of ``img_u8`` uint8 ``[n, 3 or 1, H, W]``, of any size.
 
-        Grey images count as colour images with three equal channels.
+        Grey images count as colour images with three equal channels. `UserError` for features that are no numbers.
         """
         assert img_u8.dtype == torch.uint8, img_u8.dtype
         assert img_u8.ndim == 4, tuple(img_u8.shape)
@@ -70,7 +70,11 @@ class Detector:
         x = resize_images(img_u8.repeat(1, 3, 1, 1) if img_u8.shape[1] == 1 else img_u8, self.resolution)
         # TF32 would make features depend on the GPU's generation in the fourth digit.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
-            return self.pooled(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+            features = self.pooled(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+        if not features.isfinite().all():
+            raise UserError(f"--detector {self.name}: its features are not finite numbers; the file of its weights is "
+                            "damaged, fetch it again.")
+        return features
 
 
 def resize_images(img_u8: torch.Tensor, size: int) -> torch.Tensor:

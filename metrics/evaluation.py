@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dnnlib import UserError
-from metrics import confidence, copying
+from metrics import confidence, copying, ivom
 from metrics.detectors import Detector
 from metrics.features import Collected, FeatureCache, Progress, SetFeatures, collect, set_features
 from metrics.fid import Gaussian, fit_gaussian
@@ -38,6 +38,7 @@ class Evaluation:
     refs        for ``retrieval``
     groups      number of the condition that sample k was made with, for ``diversity``
     confidence  whether distances get an interval
+    inverter    for ``ivom``
     """
 
     detector: Detector
@@ -51,6 +52,7 @@ class Evaluation:
     batch_size: int
     progress: Progress
     confidence: bool
+    inverter: ivom.Inverter | None = None
     _sets: dict[tuple[str, bool], SetFeatures] = field(default_factory=dict)
 
     def features_of(self, images: ImageSet, flipped: bool = False) -> SetFeatures:
@@ -74,8 +76,11 @@ class Evaluation:
         """`UserError` for what these images and this detector can't be asked."""
         for images in (self.reals, self.fakes):
             if isinstance(images, ImageSet) and images.num_images < 2:
-                raise UserError(f"{images.name} holds one image; a distance between distributions needs 2 or more.")
+                raise UserError(f"{images.name} holds {'one image' if images.num_images else 'no images'}; a distance "
+                                "between distributions needs 2 or more.")
         for metric in metrics:
+            if metric.kind == "ivom":
+                ivom.check(metric.name, self.count(metric), self.inverter, self.heldout)
             if metric.kind == "retrieval" and (self.refs is None or self.refs.images.num_images < 2):
                 raise UserError("--metrics retrieval asks which reference image a sample was made from; it needs a "
                                 "network with instance conditions and --ref IMAGES with 2 images or more.")

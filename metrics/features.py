@@ -175,6 +175,9 @@ def set_features(
     key = {"version": CACHE_VERSION, "images": images.fingerprint, "count": count, "flipped": flipped, "keep":
            len(indices), "detector": detector.network, "weights": detector.weights_hash, "resize": detector.resize}
     state = cache.get(key)
+    if state is not None and not _fits(state, count, len(indices), detector.feature_dim):
+        cache.notify(f"Cached features of {images.name} are not what they say they are and are computed again.")
+        state = None
     if state is None:
         if len(indices) < count:  # the kept ones first, then the rest
             rest = torch.ones(count, dtype=torch.bool)
@@ -191,3 +194,11 @@ def set_features(
         cache.put(key, state)
     of_all = Gaussian(count, state["mean"], cov=state["cov"]) if count > len(indices) else None
     return SetFeatures(state["features"], indices, of_all)
+
+
+def _fits(state: dict[str, Any], count: int, kept: int, dim: int) -> bool:
+    """Whether a cached entry has what `set_features` puts into one: whoever shares a folder can write into it."""
+    shapes = {"features": (kept, dim)} | ({"mean": (dim,), "cov": (dim, dim)} if count > kept else {})
+    types = {"features": torch.float32, "mean": torch.float64, "cov": torch.float64}
+    return all(isinstance(state.get(name), torch.Tensor) and state[name].dtype == types[name]
+               and tuple(state[name].shape) == shape for name, shape in shapes.items())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 _BLOCK = 4096
-_COLUMNS = 256  # of a triangular product at a time
+_STEP = 128  # rows of a triangular product at a time
 _ALLOWED = 1e-7  # bound of the relative error of a sum of singular values; found errors are a hundredth of it
 
 
@@ -42,6 +43,15 @@ class Gaussian:
         assert self.cov is not None
         return self.cov
 
+    @cached_property
+    def cholesky(self) -> torch.Tensor | None:
+        """Lower triangular L ``[D, D]`` with L Lᵀ = cov, made once for all distances to this Gaussian.
+
+        None where there is none: the covariance is singular to double precision.
+        """
+        factor, failed = torch.linalg.cholesky_ex(self.covariance())
+        return None if failed else factor
+
 
 def fit_gaussian(features: torch.Tensor) -> Gaussian:
     """The `Gaussian` of ``features [n, D]``, n at least 2; float64 copies are made of a block of rows at a time."""
@@ -70,39 +80,46 @@ def _root(gaussian: Gaussian) -> torch.Tensor:
 
 
 def _congruence(lower: torch.Tensor, cov: torch.Tensor) -> torch.Tensor:
-    """The lower triangle of Lᵀ S L ``[D, D]`` for lower triangular L, a third of the multiplications of two products.
+    """The lower triangle of Lᵀ S L ``[D, D]`` for lower triangular L, a quarter of the operations of two products.
 
     Above the diagonal blocks the result is zero.
     """
-    right, result = torch.empty_like(cov), torch.zeros_like(cov)
-    starts = range(0, len(cov), _COLUMNS)
+    left, result = torch.empty_like(cov), torch.zeros_like(cov)
+    starts = range(0, len(cov), _STEP)
+    for start in starts:  # Lᵀ S, as far as it is needed: from its diagonal blocks on
+        rows = slice(start, start + _STEP)
+        left[rows, start:] = lower[start:, rows].T @ cov[start:, start:]
     for start in starts:
-        columns = slice(start, start + _COLUMNS)
-        right[:, columns] = cov[:, start:] @ lower[start:, columns]
-    for start in starts:
-        rows, end = slice(start, start + _COLUMNS), min(start + _COLUMNS, len(cov))
-        result[rows, :end] = lower[start:, rows].T @ right[start:, :end]
+        rows, end = slice(start, start + _STEP), min(start + _STEP, len(cov))
+        result[rows, :end] = lower[start:, rows].T @ left[:end, start:].T
+    return result
+
+
+def _gram(matrix: torch.Tensor) -> torch.Tensor:
+    """The lower triangle of M Mᵀ; above the diagonal blocks zero."""
+    result = matrix.new_zeros(len(matrix), len(matrix))
+    for start in range(0, len(matrix), _STEP):
+        rows, end = slice(start, start + _STEP), min(start + _STEP, len(matrix))
+        result[rows, :end] = matrix[rows] @ matrix[:end].T
     return result
 
 
 def trace_sqrt_product(a: Gaussian, b: Gaussian) -> float:
     """tr (S_a S_b)^{1/2} by symmetric eigenvalues.
 
-    With S_a = AᵀA the product has the non-zero eigenvalues of A S_b Aᵀ, which is symmetric; A is the sample
+    With S_b = BᵀB the product has the non-zero eigenvalues of B S_a Bᵀ, which is symmetric; B is the sample
     itself where that is smaller than the covariance, so a few hundred images cost a few hundred rows. With a
-    sample on both sides the result is the sum of the singular values of A Bᵀ. With none, A is a Cholesky factor, or
-    comes from eigenvectors where the covariance is singular.
+    sample on both sides the result is the sum of the singular values of A Bᵀ. With none, B is the Cholesky factor
+    that S_b keeps, or comes from eigenvectors where the covariance is singular.
     """
     if a.root is not None and b.root is not None:
         return _sum_of_singular_values(a.root @ b.root.T)
-    if a.root is None and b.root is not None:
+    if a.root is not None:
         a, b = b, a
-    if a.cov is not None and b.cov is not None:
-        factor, failed = torch.linalg.cholesky_ex(a.cov)
-        if not failed:
-            return _sum_of_roots(_congruence(factor, b.cov))
-    root = _root(a)
-    return _sum_of_roots(root @ b.covariance() @ root.T)
+    if a.cov is not None and b.cov is not None and b.cholesky is not None:
+        return _sum_of_roots(_congruence(b.cholesky, a.cov))
+    root = _root(b)
+    return _sum_of_roots(root @ a.covariance() @ root.T)
 
 
 def _sum_of_singular_values(matrix: torch.Tensor) -> float:
@@ -113,7 +130,7 @@ def _sum_of_singular_values(matrix: torch.Tensor) -> float:
     """
     if len(matrix) > matrix.shape[1]:
         matrix = matrix.T
-    squares = torch.linalg.eigvalsh(matrix @ matrix.T)[1:].clamp(min=0)  # centred samples: the least one is 0
+    squares = torch.linalg.eigvalsh(_gram(matrix), UPLO="L")[1:].clamp(min=0)  # centred samples: the least one is 0
     roots, rounding = squares.sqrt(), squares.max() * torch.finfo(squares.dtype).eps
     if torch.minimum(rounding.sqrt(), rounding / (2 * roots)).sum() <= _ALLOWED * roots.sum():
         return roots.sum().item()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from dnnlib import UserError
+from dnnlib.fingerprint import set_fingerprint
 from dnnlib.images import ImageSource, decode
 from torch_utils import rng
 
@@ -78,21 +78,14 @@ def from_dataset(dataset: IndexedImages, mirror: bool) -> ImageSet:
 def from_source(source: ImageSource) -> ImageSet:
     """An open folder or zip, images of any size; every file is read once for the fingerprint.
 
-    That of a converted set is the data set's own (names, bytes and labels), so that features are cached once for
-    both ways of reading it. Raises `UserError` naming the file for an image that can't be decoded, when it is reached.
+    That of a converted set is the data set's own, so that features are cached once for both ways of reading it.
+    Raises `UserError` naming the file for an image that can't be decoded, when it is reached.
     """
-    digest = hashlib.sha256()
-    for name in source.names:
-        digest.update(json.dumps([name, hashlib.sha256(source.read(name)).hexdigest()]).encode())
-    labels = (_json(source) or {}).get("labels")
-    lines = [json.dumps(pair, sort_keys=True) for pair in labels] if isinstance(labels, list) else []
-    digest.update(json.dumps(sorted(lines)).encode())
-
     def read(i: int) -> torch.Tensor:
         name = source.names[i]
         return torch.from_numpy(decode(source.read(name), f"{source.path}:{name}")).permute(2, 0, 1)
 
-    return ImageSet(str(source.path), digest.hexdigest(), len(source.names), read)
+    return ImageSet(str(source.path), set_fingerprint(source, source.names, _json(source)), len(source.names), read)
 
 
 def _json(source: ImageSource) -> dict[str, Any] | None:
@@ -103,11 +96,24 @@ def _json(source: ImageSource) -> dict[str, Any] | None:
         return None
 
 
+def from_images(images: Iterable[torch.Tensor], name: str) -> ImageSet:
+    """Any iterable of uint8 images ``[3 or 1, H, W]``, of any sizes, or of batches ``[n, 3 or 1, H, W]`` of them.
+
+    They are kept in memory. ValueError for anything else.
+    """
+    digest, kept = hashlib.sha256(), list[torch.Tensor]()
+    for item in images:
+        for image in item if item.ndim == 4 else (item,):
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+                raise ValueError(f"images are uint8 [3 or 1, H, W], not {image.dtype} {list(image.shape)}")
+            kept.append(image.cpu())
+            digest.update(f"{tuple(image.shape)}".encode() + kept[-1].contiguous().numpy().tobytes())
+    return ImageSet(name, digest.hexdigest(), len(kept), kept.__getitem__)
+
+
 def from_tensor(images: torch.Tensor, name: str) -> ImageSet:
     """uint8 ``[n, 3 or 1, H, W]`` in memory."""
-    digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
-    digest.update(images.contiguous().numpy().tobytes())
-    return ImageSet(name, digest.hexdigest(), len(images), lambda i: images[i])
+    return from_images([images], name)
 
 
 def describe(images: ImageSet) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import torch
 from metrics.confidence import FID_POOL, Interval, fid_error, fid_infinity, interval, kid_error
 from metrics.diversity import mean_pairwise_distance, within_groups
 from metrics.evaluation import Evaluation
-from metrics.features import Collected
+from metrics.features import Collected, collect
 from metrics.fid import frechet_distance
 from metrics.inception_score import inception_score
+from metrics.ivom import errors, targets
 from metrics.kid import kernel_distance
 from metrics.names import Metric
 from metrics.precision_recall import density_coverage, precision_recall
@@ -123,7 +124,22 @@ def _retrieval(run: Evaluation, metric: Metric, fakes: Collected) -> Measured:
     return Measured({f"{metric.name}_{key}": value for key, value in values.items()}, len(found.features))
 
 
+def _ivom(run: Evaluation, metric: Metric, fakes: Collected) -> Measured:
+    assert run.inverter is not None
+    assert run.heldout is not None
+    wanted = targets(run.inverter, run.heldout, run.count(metric))
+    first, found = run.inverter.invert(wanted)
+    values = {metric.name: errors(found, wanted).mean().item(),
+              f"{metric.name}_start": errors(first, wanted).mean().item()}
+    gaussians = [collect(images.split(run.batch_size), run.detector, [len(wanted)], len(wanted)).gaussian(len(wanted))
+                 for images in (found, wanted)]
+    values[f"{metric.name}_fid"] = frechet_distance(*gaussians)
+    note = (f"{metric.name}: mean squared error in [-1, 1] of {len(wanted)} held-out images, {run.inverter.what}; "
+            "_start: before; _fid: between the images found and those asked for")
+    return Measured(values, len(wanted), {}, [note, *_bias(run, len(wanted), len(wanted))])
+
+
 _MEASURES: dict[str, Callable[[Evaluation, Metric, Collected], Measured]] = {
     "fid": _fid, "fidinf": _fid_infinity, "kid": _kid, "pr": _precision_recall, "dc": _density_coverage,
-    "is": _inception_score, "diversity": _diversity, "retrieval": _retrieval,
+    "is": _inception_score, "diversity": _diversity, "retrieval": _retrieval, "ivom": _ivom,
 }

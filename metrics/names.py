@@ -12,13 +12,13 @@ FORMS = ("fid50k_full, kid50k_full (any count: fid2k_full, kid500_full), fid_ful
          "real images), fid50k, kid50k (reals capped to the count, with the training's x-flips), the same for fidinf "
          "(FID extrapolated to infinitely many images), pr50k3_full and dc50k5_full (precision and recall, density and "
          "coverage with 3 or 5 neighbours; pr500n3_full for 500 images, pr3_full for as many as there are reals), "
-         "is50k (Inception Score), diversity2k, retrieval")
+         "is50k (Inception Score), diversity2k, retrieval, ivom100 (error of inverted held-out images)")
 HIGHER_IS_BETTER = ("pr", "dc", "is", "diversity")
 _COUNT = r"(?P<number>[1-9]\d{0,6})(?P<thousands>k)?"
 _PATTERN = re.compile(rf"(?P<kind>fidinf|fid|kid)(?:{_COUNT})?(?P<full>_full)?", re.ASCII)
 _MANIFOLD = re.compile(r"(?P<kind>pr|dc)(?:(?P<number>[1-9]\d{0,6})(?:(?P<thousands>k)|n))?(?P<k>[1-9]\d?)"
                        r"(?P<full>_full)?", re.ASCII)
-_ALONE = re.compile(rf"(?P<kind>is|diversity){_COUNT}", re.ASCII)
+_ALONE = re.compile(rf"(?P<kind>is|diversity|ivom){_COUNT}", re.ASCII)
 _REFUSED = {
     re.compile(r"ppl"): "perceptual path lengths are measured in VGG-16's LPIPS features, whose weights this project "
                         "doesn't have, and only for generators with a mapping network",
@@ -35,8 +35,8 @@ class Metric:
     """A parsed name.
 
     name        as given
-    kind        ``fid``, ``fidinf``, ``kid``, ``pr``, ``dc``, ``is``, ``diversity`` or ``retrieval``
-    count       generated images; None = as many as there are to compare with
+    kind        ``fid``, ``fidinf``, ``kid``, ``pr``, ``dc``, ``is``, ``diversity``, ``retrieval`` or ``ivom``
+    count       generated images, of ``ivom`` held-out ones; None = as many as there are to compare with
     full        against all reals without x-flips; otherwise at most `count` of reals and, if training had them, x-flips
     neighbours  k of ``pr`` and ``dc``
     """

@@ -10,6 +10,7 @@ from metrics.detectors import Detector
 from metrics.evaluation import Evaluation, Fakes, References
 from metrics.features import Collected, FeatureCache, Progress, no_progress
 from metrics.image_sets import ImageSet, describe
+from metrics.ivom import Inverter
 from metrics.measures import measure
 from metrics.memorisation import memorisation_report, warnings
 from metrics.names import parse_metrics
@@ -27,6 +28,7 @@ def evaluate(
     heldout: ImageSet | None = None,
     refs: References | None = None,
     groups: Callable[[int], int] | None = None,
+    inverter: Inverter | None = None,
     cache: FeatureCache | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -38,15 +40,15 @@ def evaluate(
     """One record per metric (see `make_record`), in the order given; fakes are generated once, for the largest count.
 
     Every record also carries the memorisation report. `groups`: number of the condition that sample k was made with,
-    for ``diversity``. `provenance`: entries to add to each record (checkpoint, its hash, where conditions come from);
-    `notes`: sentences to add to those of the result. `cache`: None keeps nothing. `batch_size`: of images read from
-    sets. `confidence`: whether distances get an interval, which takes 16 more of them.
+    for ``diversity``. `inverter`: for ``ivom``. `provenance`: entries to add to each record (checkpoint, its hash,
+    where conditions come from); `notes`: sentences to add to those of the result. `cache`: None keeps nothing.
+    `batch_size`: of images read from sets. `confidence`: whether distances get an interval, which takes 16 more.
     Raises `UserError` for unknown names and for counts that the images don't allow.
     """
     specs = parse_metrics(metrics)
     started = time.monotonic()
     run = Evaluation(detector, fakes, reals, heldout, refs, groups, cache or FeatureCache(None, lambda line: None),
-                     seed, batch_size, progress, confidence)
+                     seed, batch_size, progress, confidence, inverter)
     run.check(specs)
     made = run.collect_fakes(specs)
     copies = _memorisation(run, made, max(run.count(metric) for metric in specs))

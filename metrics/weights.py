@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ def read_state(path: str | os.PathLike, remedy: str) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on files that it then refuses
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything, struct.error included
         raise UserError(f"--weights {path} can't be read as a file of weights; {remedy}.") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ import calc_metrics
 import metrics.detectors
 from metrics.detectors import Detector
 from torch_utils import checkpoint
+from training.dataset import ImageDataset
+from training.sampling import load_gan
+from training.source_options import SourceFlags
 
 DIM = 6
 
@@ -119,16 +123,36 @@ def test_one_data_set_is_cached_once_and_pairs_are_drawn(networks: dict[str, Pat
 def test_diversity_within_conditions(networks: dict[str, Path], tiny_set: Path, tmp_path: Path,
                                      quick_detector: None) -> None:
     shared = ("--outdir", tmp_path, "--device", "cpu", "--metrics", "diversity90")
-    for args in (("--network", networks["dicgan"], "--ref", tiny_set), ("--network", networks["cond"], "--class", "1"),
-                 ("--network", networks["plain"])):
-        done = call(*args, *shared)
+    cases = (("dicgan", ["--ref", tiny_set], 40), ("dicgan", ["--instances", "5"], 5), ("cond", ["--class", "1"], 1),
+             ("cond", [], 2), ("clusters", [], 3), ("plain", [], None))
+    for name, args, _ in cases:
+        done = call("--network", networks[name], *args, *shared)
         assert done.exit_code == 0, (done.output, done.exception)
-    by_ref, by_class, plain = (record["results"] for record in records(tmp_path, "diversity90"))
+    found = records(tmp_path, "diversity90")
+    for (_, _, groups), record in zip(cases, found, strict=True):
+        words = [note for note in record["notes"] if "diversity90_within: the mean over" in note]
+        assert ("diversity90_within" in record["results"]) == bool(words) == (groups is not None)
+        assert groups is None or f"over {groups} condition" in words[0]
+    by_ref, _, by_class, *_ = (record["results"] for record in found)
     assert by_ref["diversity90_within"] < by_ref["diversity90"]
     assert by_class["diversity90_within"] == by_class["diversity90"]
-    assert "diversity90_within" not in plain
-    assert plain["diversity90_real"] == by_ref["diversity90_real"] > 0
-    assert any("over 40 conditions" in note for note in records(tmp_path, "diversity90")[0]["notes"])
+    assert by_ref["diversity90_real"] > 0
+
+
+@pytest.mark.parametrize(("name", "flags"), [("cond", {}), ("cond", {"class_idx": 1}), ("clusters", {}),
+                                             ("icgan", {"prior": "train"})], ids=str)
+def test_groups_are_of_what_samples_are_told(name: str, flags: dict[str, Any], networks: dict[str, Path],
+                                             tiny_set: Path) -> None:
+    gan = load_gan(networks[name], torch.device("cpu"))
+    sampler, _ = calc_metrics.open_conditions(gan, ImageDataset(tiny_set, use_labels=True), SourceFlags(**flags))
+    group = calc_metrics.groups_of(sampler, 3)
+    assert group is not None
+    seeds = range(3 * calc_metrics.SEEDS_PER_RUN, 3 * calc_metrics.SEEDS_PER_RUN + 60)
+    f, labels = sampler.condition_latents(seeds), sampler._labels(seeds)
+    assert labels is not None
+    told = [(int(labels[k]), None if f is None else f[k].numpy().tobytes()) for k in range(60)]
+    numbers = [group(k) for k in range(60)]
+    assert len(set(numbers)) == len(set(told)) == len(set(zip(numbers, told, strict=True)))
 
 
 @pytest.mark.parametrize(("args", "words"), [
@@ -146,6 +170,8 @@ def test_diversity_within_conditions(networks: dict[str, Path], tiny_set: Path, 
     (["A", "B", "--metrics", "retrieval"], "--ref"),
     (["A", "B", "--heldout", "nowhere"], "nowhere does not exist"),
     (["A", "B", "--device", "abacus"], "--device abacus"),
+    (["A", ""], "name of an image set is empty"),
+    (["A", "B", "--heldout", ""], "--heldout is empty"),
 ])
 def test_compare_bad_input(args: list[str], words: str | None, sets: tuple[Path, Path], tmp_path: Path,
                            quick_detector: None) -> None:
@@ -161,6 +187,33 @@ def test_compare_bad_input(args: list[str], words: str | None, sets: tuple[Path,
     line = the_error(done)
     assert words is None or words in line
     assert not (tmp_path / "out").exists()
+
+
+KINDS: dict[str, tuple[str, str | None]] = {"grey": ("L", None), "two colours": ("1", None), "alpha": ("RGBA", None),
+                                            "palette": ("P", None), "16 bits": ("I;16", None), "cmyk": ("CMYK", "jpg")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_of_any_kind_and_size(kind: str, sets: tuple[Path, Path], tmp_path: Path,
+                                       quick_detector: None) -> None:
+    mode, ending = KINDS[kind]
+    generator = np.random.default_rng(1)
+    folder = make_pictures(tmp_path / "odd", 2, 16)
+    for width, height in ((50, 30), (1, 1), (1, 3000)):
+        grey = Image.fromarray(generator.integers(0, 256, (height, width), dtype=np.uint8))
+        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+        picture.save(folder / f"{width}x{height}.{ending or 'png'}")
+    done = call("compare", folder, sets[1], "--metrics", "fid_full,pr3_full")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.output.count("  5  ") >= 2  # all five count
+
+
+def test_paths_that_are_no_text(sets: tuple[Path, Path], tmp_path: Path, quick_detector: None) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(sets[0].with_suffix(""), folder)
+    done = call("compare", folder, folder, "--metrics", "fid_full", "--outdir", folder, "--pairs", folder / "p.png")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.output.count("caf?") == 3
 
 
 @pytest.mark.parametrize(("args", "words"), [
@@ -314,7 +367,7 @@ def test_priors_are_of_the_training_set_whatever_is_measured_against(
 @pytest.mark.parametrize(("args", "words"), [
     ([], "--network is missing"),
     (["--network", "nowhere.pkl"], "nowhere.pkl does not exist"),
-    (["--network", "SET"], "tiny.zip cannot be read as a checkpoint"),
+    (["--network", "SET"], "a checkpoint"),
     (["--network", "dicgan"], "--ldm"),
     (["--network", "dicgan", "--ref", "nowhere"], "nowhere does not exist"),
     (["--network", "dicgan", "--ldm", "dicgan"], "is a generator checkpoint"),
@@ -330,6 +383,7 @@ def test_priors_are_of_the_training_set_whatever_is_measured_against(
     (["--network", "plain", "--class", "0"], "--class 0"),
     (["--network", "plain", "compare", "SET", "SET"], "--network stands before compare"),
     (["--network", "plain", "--data", "nowhere.zip"], "nowhere.zip does not exist"),
+    (["--network", "plain", "--data", ""], "--data is empty"),
 ])
 def test_bad_input(args: list[str], words: str, networks: dict[str, Path], tiny_set: Path,
                    quick_detector: None) -> None:

@@ -18,7 +18,7 @@ from metrics import features as feature_module
 from metrics.copying import copying_report, nearest
 from metrics.detectors import Detector, check_not_own, load_detector, resize_images
 from metrics.features import FeatureCache, Moments, collect, set_features
-from metrics.fid import Gaussian, fit_gaussian, frechet_distance
+from metrics.fid import Gaussian, _congruence, _gram, fit_gaussian, frechet_distance
 from metrics.image_sets import ImageSet, fixed_subset, from_source, from_tensor
 from metrics.inception import build_inception, load_inception
 from metrics.kid import _draw, _sums_at_once, _sums_by_subset, kernel_distance, polynomial_kernel
@@ -77,6 +77,18 @@ def test_fid_against_sqrtm(n: int, m: int) -> None:
     assert mine == pytest.approx(squared + np.trace(a) + np.trace(b) - 2 * root, rel=1e-6, abs=1e-5)
 
 
+@pytest.mark.parametrize(("n", "m"), [(60, 150), (60, 300)])
+def test_fid_of_few_images_against_sqrtm_of_samples(n: int, m: int) -> None:
+    """With A the smaller sample, A S Aᵀ has full rank, so that sqrtm is exact where it isn't for S_a S_b."""
+    x, y = fit_gaussian(vectors(n, 200, 0)), fit_gaussian(vectors(m, 200, 1, 2.0))
+    assert x.root is not None
+    turn = scipy.linalg.null_space(np.ones((1, n)))  # centred samples have one direction less
+    root = turn.T @ x.root.numpy()
+    trace = np.trace(scipy.linalg.sqrtm(root @ y.covariance().numpy() @ root.T).real)
+    expected = (x.mean - y.mean).square().sum().item() + x.trace + y.trace - 2 * trace
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("n", [20, 400])
 def test_fid_of_a_set_with_itself_is_zero(n: int) -> None:
     x = vectors(n, 64, 0)
@@ -98,6 +110,30 @@ def test_fid_of_repeated_images(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = frechet_distance(fit_gaussian(x[:60]), fit_gaussian(y))
     monkeypatch.setattr("metrics.fid._ALLOWED", 0.0)
     assert frechet_distance(fit_gaussian(x[:60]), fit_gaussian(y)) == pytest.approx(whole, rel=1e-9)
+
+
+def test_triangular_products_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metrics.fid._STEP", 5)
+    cov, factor = fit_gaussian(vectors(40, 13, 0)).covariance(), vectors(13, 13, 1).tril().double()
+    matrix = vectors(13, 20, 2).double()
+    for found, expected in ((_congruence(factor, cov), factor.T @ cov @ factor), (_gram(matrix), matrix @ matrix.T)):
+        torch.testing.assert_close(found.tril(), expected.tril(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_factor_that_a_reference_keeps() -> None:
+    """Made once; none for a singular covariance, whose eigenvectors then serve."""
+    fake, real = fit_gaussian(vectors(60, 8, 0)), fit_gaussian(vectors(50, 8, 1, 2.0))
+    first = frechet_distance(fake, real)
+    kept = real.cholesky
+    assert kept is not None
+    torch.testing.assert_close(kept @ kept.T, real.covariance())
+    assert frechet_distance(fake, real) == first == pytest.approx(frechet_distance(real, fake), rel=1e-9)
+    assert real.cholesky is kept
+    flat = vectors(50, 8, 2)
+    flat[:, 5] = 1  # a feature that never fires
+    singular = fit_gaussian(flat)
+    assert singular.cholesky is None
+    assert frechet_distance(fake, singular) == pytest.approx(frechet_distance(singular, fake), rel=1e-9)
 
 
 def test_moments_stream() -> None:

@@ -145,6 +145,9 @@ def test_timm_by_name(tmp_path: Path) -> None:
     with torch.inference_mode():
         logits = net.eval()(scaled(224, *IMAGENET))
     torch.testing.assert_close(detector.head(detector(IMAGES)), logits, rtol=1e-4, atol=1e-5)
+    torch.save({**net.state_dict(), "conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match="--detector timm:resnet18: its features are not finite"):
+        load_detector("timm:resnet18", tmp_path / "nan.pth")(IMAGES)
     torch.save({"fc.weight": torch.zeros(7, 512)}, tmp_path / "part.pth")
     with pytest.raises(UserError, match=r"does not fit resnet18: 121 tensors missing, 0 unknown"):
         load_detector("timm:resnet18", tmp_path / "part.pth")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import shutil
 import weakref
@@ -13,10 +15,14 @@ import pytest
 import torch
 from conftest import make_pictures
 
+from dnnlib import UserError
+from dnnlib.fingerprint import set_fingerprint
 from dnnlib.images import open_source
 from metrics.detectors import Detector
 from metrics.features import FeatureCache, collect, set_features
-from metrics.image_sets import from_dataset, from_source, from_tensor
+from metrics.image_sets import from_dataset, from_images, from_source, from_tensor
+from metrics.registry import evaluate
+from torch_utils import checkpoint
 from training.dataset import ImageDataset
 
 DIM = 12
@@ -60,6 +66,23 @@ def test_a_converted_set_has_one_fingerprint(tiny_set: Path, tmp_path: Path) -> 
     assert from_source(open_source(tmp_path / "set")).num_images == 40
 
 
+def test_fingerprints_in_checkpoints_stay_valid(tmp_path: Path) -> None:
+    """The formula itself: a change of it would make every trained network's data set a changed one."""
+    for name, data in (("b.png", b"two"), ("a.png", b"one"), ("note.txt", b"no image")):
+        (tmp_path / name).write_bytes(data)
+    source = open_source(tmp_path)
+
+    def expected(lines: list[str]) -> str:
+        parts = [json.dumps([name, hashlib.sha256(data).hexdigest()])
+                 for name, data in (("a.png", b"one"), ("b.png", b"two"))]
+        return hashlib.sha256("".join([*parts, json.dumps(lines)]).encode()).hexdigest()
+
+    assert set_fingerprint(source, source.names, None) == set_fingerprint(source, source.names, {}) == expected([])
+    labelled = {"labels": [["b.png", 1], ["a.png", 0]]}
+    assert set_fingerprint(source, source.names, labelled) == expected(['["a.png", 0]', '["b.png", 1]'])
+    assert set_fingerprint(source, ["a.png"], None) not in (expected([]), set_fingerprint(source, ["b.png"], None))
+
+
 KEY = {"version": 1, "images": "f"}
 
 
@@ -87,6 +110,45 @@ def test_concurrent_writers_and_readers(tmp_path: Path) -> None:
         worker.join()
     assert lines == []
     assert len(list((tmp_path / "features").iterdir())) == 1  # no temporary files left
+
+
+@pytest.mark.parametrize("keep", [10, 20])
+def test_entries_that_are_not_what_they_say(keep: int, tmp_path: Path) -> None:
+    """Whole files under the right name with the right key, as anyone with a shared folder can write them."""
+    images = from_tensor(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8)), "some")
+    lines: list[str] = []
+    cache, detector = FeatureCache(tmp_path, lines.append), make_detector()
+    good = set_features(images, detector, cache, keep=keep)
+    (file,) = (tmp_path / "features").iterdir()
+    state = checkpoint.load(file, "stats")
+    bad: list[dict[str, object]] = [{"features": None}, {"features": [1, 2]}, {"features": torch.zeros(keep, DIM - 1)},
+                                    {"features": torch.zeros(keep, DIM, dtype=torch.float64)}]
+    if keep < 20:
+        bad += [{"mean": torch.zeros(DIM)}, {"cov": torch.zeros(DIM, dtype=torch.float64)}]
+    for number, change in enumerate(bad):
+        checkpoint.save(file, "stats", {**state, **change})
+        found = set_features(images, detector, cache, keep=keep)
+        torch.testing.assert_close(found.features, good.features)
+        torch.testing.assert_close(found.gaussian().covariance(), good.gaussian().covariance())
+        assert len(lines) == number + 1
+        assert "some are not what they say" in lines[-1]
+
+
+def test_any_iterable_of_images(tmp_path: Path) -> None:
+    shapes = ((3, 8, 8), (1, 20, 10), (3, 5, 9), (3, 5, 9))
+    images = [torch.full(shape, 40 * k, dtype=torch.uint8) for k, shape in enumerate(shapes)]
+    single = from_images(iter(images), "single")
+    mixed = from_images((item for item in (images[0], images[1], torch.stack(images[2:]))), "batches too")
+    assert (single.fingerprint, single.num_images) == (mixed.fingerprint, 4)
+    assert all(torch.equal(mixed.read(k), image) for k, image in enumerate(images))
+    assert from_images(images[:3], "fewer").fingerprint != single.fingerprint
+    for wrong in (images[0].float(), images[0][:2], images[0][0]):
+        with pytest.raises(ValueError, match="images are uint8"):
+            from_images([wrong], "wrong")
+    (record,) = evaluate("kid_full", mixed, single, detector=make_detector())
+    assert record["num_fake"] == record["num_real"] == 4
+    with pytest.raises(UserError, match="nothing holds no images"):
+        evaluate("kid_full", from_images([], "nothing"), single, detector=make_detector())
 
 
 def test_images_are_let_go_as_they_are_measured() -> None:
