@@ -14,7 +14,7 @@ ALLOWED = {
     "pg_modules": {"dnnlib", "torch_utils", "pg_modules"},
     "training": {"dnnlib", "torch_utils", "pg_modules", "training"},
     "metrics": {"dnnlib", "torch_utils", "metrics", "pg_modules.backbones"},
-    "ldm": {"dnnlib", "torch_utils", "ldm", "pg_modules.backbones"},
+    "ldm": {"dnnlib", "torch_utils", "ldm", "pg_modules.backbones", "pg_modules.perceptual"},
 }
 PACKAGES = set(ALLOWED)
 # Entry points in a package, like the scripts at the top.

@@ -13,7 +13,7 @@ from training.report_parts import Line, tick_text, ticks
 WIDTH, HEIGHT = 420, 300  # of a chart, in pixels
 LEFT, RIGHT, TOP, BOTTOM, LEGEND = 48, 16, 34, 40, 18  # LEGEND: height of each of its lines
 FINE = 2  # charts are drawn this much larger, then reduced, for smooth lines
-COLOURS = ((38, 104, 178), (214, 106, 36), (58, 140, 76), (140, 80, 160))
+COLOURS = ((38, 104, 178), (214, 106, 36), (58, 140, 76), (140, 80, 160), (178, 146, 30))
 INK, FAINT, PAPER = (30, 30, 30), (215, 215, 215), (255, 255, 255)
 
 
