@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from official_names import discriminator_name, generator_name, is_parameter, load_official
 from torch import nn
 
 from dnnlib import construct
 from pg_modules.layers import SNUpConv2d
 from pg_modules.projector import CrossScaleMixing
+from training.official.names import Rename, fastgan_names, fill, own_names, projected_d_names
 from training.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +28,7 @@ OWN_FOLDER = Path(__file__).resolve().parent / "fixtures"
 
 OUTPUT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-2
+BUFFERS = r".*(weight_u|weight_v|running_mean|running_var|stored_mean|stored_var|num_batches_tracked)"
 
 
 def fixture(name: str, folder: Path = FOLDER) -> dict[str, Any]:
@@ -53,46 +54,54 @@ def relative(ours: torch.Tensor, official: torch.Tensor) -> float:
     return ((ours - official).norm() / official.norm()).item()
 
 
+def names(data: dict[str, Any]) -> Rename:
+    """Official names of the tensors of a fixture's network, translated to ours."""
+    if data["kind"] != "fastgan":
+        return projected_d_names(bool(data["separable"]))
+    return fastgan_names(bool(data["lite"]), data["resolution"])
+
+
 def official_generator(data: dict[str, Any]) -> nn.Module:
-    lite, cond, resolution = bool(data["lite"]), bool(data["cond"]), data["resolution"]
-    net = build("fastgan", z_dim=data["z_dim"], c_dim=1000 if cond else 0, img_resolution=resolution,
-                ngf=data["ngf"], lite=lite)
-    load_official(net, data["state_dict"], generator_name, lite, unused_blocks(resolution))
+    net = build("fastgan", z_dim=data["z_dim"], c_dim=1000 if data["cond"] else 0, img_resolution=data["resolution"],
+                ngf=data["ngf"], lite=bool(data["lite"]))
+    fill(net, own_names(data["state_dict"], names(data)))
     return net
-
-
-def unused_blocks(resolution: int) -> str:
-    """Official 128 px generators carry a 256 px block that takes no part."""
-    return r"(feat|se)_256\." if resolution < 256 else r"$^"
 
 
 def official_discriminator(data: dict[str, Any]) -> nn.Module:
     net = build("projected_d", img_resolution=128, c_dim=1000 if data["cond"] else 0, input_size=128,
                 cout=data["cout"], expand=bool(data["expand"]), proj_type=data["proj_type"],
                 num_discs=data["num_discs"], separable=bool(data["separable"]), diffaug="", official_zero_pass=True)
-    load_official(net, data["state_dict"], discriminator_name)
+    fill(net, own_names(data["state_dict"], projected_d_names(bool(data["separable"]))))
     return net.train()
 
 
-def check_gradients(net: nn.Module, data: dict[str, Any], norms: torch.Tensor, names: list[str]) -> None:
-    assert len(names) == len(norms)
+def check_gradients(net: nn.Module, data: dict[str, Any], norms: torch.Tensor, official: list[str]) -> None:
+    """Gradients of parameters whose official names are `official`, in that order.
+
+    Official 128 px generators carry a 256 px block that takes no part, so that its names have no translation.
+    """
+    assert len(official) == len(norms)
     parameters = dict(net.named_parameters())
-    lite = bool(data.get("lite"))
-    translate = generator_name if data["kind"] == "fastgan" else discriminator_name
     scale = norms.max().item()
-    unused = unused_blocks(data["resolution"]) if data["kind"] == "fastgan" else r"$^"
     checked = 0
-    for name, norm in zip(names, norms.tolist(), strict=True):
-        if re.search(unused, name):
+    for name, norm in zip(official, norms.tolist(), strict=True):
+        own = names(data)(name)
+        if own is None:
             assert norm == 0
             continue
-        parameter = parameters[translate(name, lite)]
+        parameter = parameters[own]
         if data["kind"] == "fastgan" and parameter.numel() == 1:
             continue  # the gradient of a noise weight depends on the noise, which is not recorded
         assert parameter.grad is not None, name
         assert parameter.grad.norm().item() == pytest.approx(norm, rel=GRADIENT_TOLERANCE, abs=1e-6 * scale), name
         checked += 1
     assert checked > 20
+
+
+def is_parameter(name: str) -> bool:
+    """Whether the official tensor `name` is a parameter."""
+    return re.fullmatch(BUFFERS, name) is None
 
 
 def check_generator(data: dict[str, Any]) -> None:
@@ -109,11 +118,10 @@ def check_generator(data: dict[str, Any]) -> None:
     check_gradients(net, data, data["train_grad_norms"], [n for n in data["state_dict"] if is_parameter(n)])
     state = net.state_dict()
     compared = 0
-    for name, value in data["state_after_train_forward"].items():
-        if not re.search(unused_blocks(data["resolution"]), name):
-            own = state[generator_name(name, bool(data["lite"]))]
-            torch.testing.assert_close(own, value, rtol=OUTPUT_TOLERANCE, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-            compared += 1
+    for name, value in own_names(data["state_after_train_forward"], names(data)).items():
+        torch.testing.assert_close(state[name], value, rtol=OUTPUT_TOLERANCE, atol=1e-5,
+                                   msg=lambda m, n=name: f"{n}: {m}")
+        compared += 1
     assert compared > 10
 
 
@@ -143,8 +151,8 @@ def check_discriminator(data: dict[str, Any]) -> None:
     loss.backward()
     assert img.grad is not None
     assert relative(F.avg_pool2d(img.grad, 4), data["image_grad"]) < GRADIENT_TOLERANCE
-    names = [n for n in data["state_dict"] if is_parameter(n) and n.startswith("discriminator.")]
-    check_gradients(net, data, data["grad_norms"], names)
+    heads = [n for n in data["state_dict"] if is_parameter(n) and n.startswith("discriminator.")]
+    check_gradients(net, data, data["grad_norms"], heads)
 
 
 @pytest.mark.parametrize("name", ["projected_d_separable", "projected_d_cond_separable"])
@@ -160,7 +168,7 @@ def training_steps(data: dict[str, Any], dtype: torch.dtype = torch.float32) -> 
     """``[steps, 5]``: G loss, D loss on fakes, on reals, mean logit of fakes, of reals, as the fixture's log."""
     ngf = data["G0"]["synthesis.to_big.weight_orig"].shape[1]
     gan = build("fastgan", z_dim=data["z_g"].shape[2], img_resolution=128, ngf=ngf, lite=True)
-    load_official(gan, data["G0"], generator_name, True, unused_blocks(128))
+    fill(gan, own_names(data["G0"], fastgan_names(True, 128)))
     cout = data["D0"]["feature_network.scratch.layer0_ccm.weight"].shape[0]
     disc = official_discriminator({"cond": 0, "cout": cout, "expand": 1, "proj_type": 2, "num_discs": 4,
                                    "separable": 1, "state_dict": data["D0"]})

@@ -24,39 +24,17 @@ from pg_modules.stylegan2_ops import (
     upfirdn2d,
     upfirdn2d_plain,
 )
+from training.official.names import fill, own_names, stylegan2_names
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 TOLERANCE = 1e-4
 SMALL = {"z_dim": 8, "w_dim": 16, "img_resolution": 32, "channel_base": 256, "channel_max": 16}
 
-NAMES = [
-    (r"synthesis\.b(\d+)\.const", r"blocks.\1.const"),
-    (r"synthesis\.b(\d+)\.(conv\d)\.noise_strength", r"blocks.\1.\2.noise.weight"),
-    (r"synthesis\.b(\d+)\.(conv\d)\.(.+)", r"blocks.\1.\2.\3"),
-    (r"synthesis\.b(\d+)\.torgb\.(.+)", r"blocks.\1.to_rgb.\2"),
-    (r"mapping\.w_avg", r"mapping.w_avg"),
-    (r"mapping\.fc(\d)\.(.+)", r"mapping.layers.\1.\2"),
-]
-
-
-def load_official(net: Generator, state: dict[str, torch.Tensor]) -> None:
-    """Fills all of `net` from an official generator's state; its filters are constants here."""
-    own = {}
-    for name, value in state.items():
-        if name.endswith("resample_filter"):
-            taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-            torch.testing.assert_close(value, torch.outer(taps, taps) / 64)
-            continue
-        pattern, replacement = next(rule for rule in NAMES if re.fullmatch(rule[0], name))
-        value = value.reshape(1) if name.endswith("noise_strength") else value
-        own[re.fullmatch(pattern, name).expand(replacement)] = value  # type: ignore[union-attr]
-    net.load_state_dict(own)
-
 
 def official(folder: Path) -> tuple[Generator, dict[str, Any]]:
     data = fixture("stylegan2_64.pt", folder)
     net = Generator(z_dim=64, w_dim=64, img_resolution=64, channel_base=1024, channel_max=64)
-    load_official(net, data["state_dict"])
+    fill(net, own_names(data["state_dict"], stylegan2_names))
     return net.eval(), data
 
 
@@ -385,7 +363,7 @@ def test_bfloat16_stays_near_float32_and_keeps_styles_exact() -> None:
 
 @torch.no_grad()
 def test_encoder_is_built_and_copied_with_the_network() -> None:
-    spec = {"class_name": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    spec = {"class_name": "pg_modules.stylegan2_ops.Dense", "in_features": 2, "out_features": 3}
     net = Generator(**SMALL, encoder=spec)
     twin = copy.deepcopy(net).eval()
     assert "encoder.weight" in twin.state_dict()
