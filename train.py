@@ -6,6 +6,7 @@ Examples:
   python train.py --outdir runs --data flowers.zip --cfg icgan --generator stylegan2 --d-noise feature
   python train.py --outdir runs --data flowers.zip --cfg fastgan_lite --minutes 600
   python train.py --resume runs/00000-dicgan-flowers-gpus1-batch64
+  python train.py --outdir runs --data flowers.zip --cfg dicgan --gpus 4    (torchrun: see docs/distributed.md)
 
 \b
 Presets: Projected GAN       fastgan, fastgan_lite, stylegan2
@@ -20,6 +21,7 @@ Exit codes: 0 finished, 2 bad input, 3 interrupted (a snapshot was written; cont
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -39,7 +41,7 @@ MEANINGLESS = {
 }
 DETECTOR = "efficientnet_lite2"  # of metrics during training
 LENGTH = ("kimg", "minutes", "metrics", "metrics_budget", "patience", "snap", "snap_minutes", "keep", "workers")
-CONTINUE_ONLY = {"resume", "device", "dry_run", *LENGTH}
+CONTINUE_ONLY = {"resume", "dry_run", *LENGTH}
 COPYING = 0.5  # ratio of distances below which train.py warns
 
 
@@ -51,7 +53,7 @@ COPYING = 0.5  # ratio of distances below which train.py warns
 @click.option("--init-from", metavar="PKL", help="Start a new run from the weights of this checkpoint")
 @preset_options
 @click.option("--fp32", type=bool, metavar="BOOL", help="Official name of --amp off")
-@click.option("--gpus", type=int, help="Processes; 1 in this version")
+@click.option("--gpus", type=click.IntRange(min=1), help="Processes on this machine, a GPU each (--device cpu: cores)")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option("--desc", metavar="TEXT", help="Ending of the run directory's name")
 @click.option("--nobench", type=bool, hidden=True)
@@ -62,32 +64,42 @@ def main(ctx: click.Context, **flags: Any) -> None:
     for key, reason in MEANINGLESS.items():
         if flags.pop(key) is not None:
             raise UserError(f"{reason} Leave it out.")
-    gpus, fp32 = flags.pop("gpus"), flags.pop("fp32")
-    if gpus not in (None, 1):
-        raise UserError(f"--gpus {gpus}: this version trains in one process; leave it out or say 1.")
+    gpus, fp32, device = flags.pop("gpus"), flags.pop("fp32"), flags.pop("device")
     if fp32 is not None:
         if flags["amp"] is not None:
             raise UserError("--fp32 and --amp say the same thing; use --amp.")
         flags["amp"] = "off" if fp32 else "bf16"
-    if flags["resume"]:
-        finished = resume(flags, ctx)
-    else:
+    if not flags["resume"]:
         for key in ("outdir", "data", "cfg"):
             if not flags[key]:
                 raise UserError(f"--{key} is missing. Example: train.py --outdir runs --data set.zip --cfg dicgan")
-        finished = start(flags)
+
+    from torch_utils import distributed
+    from torch_utils.launch import begun_run, launch_local, wants_launch
+
+    if wants_launch(gpus) and not flags["dry_run"]:
+        sys.exit(launch_local(gpus, device))
+    with distributed.joined(device) as own:
+        begun = None if flags["resume"] else distributed.from_first(lambda: begun_run(Path(flags["outdir"])))
+        if flags["resume"]:
+            finished = resume(flags, ctx, own)
+        elif begun:
+            finished = go_on(begun, {}, False, own)
+        else:
+            finished = start(flags, own, max(distributed.world(), gpus or 1))
     sys.exit(0 if finished else 3)
 
 
-def start(flags: dict[str, Any]) -> bool:
+def start(flags: dict[str, Any], device: Any, processes: int) -> bool:
     """A new run: resolve, show, make the run directory, train."""
     from dnnlib import construct
+    from torch_utils import distributed
+    from training.checks import check_builds, check_data
     from training.presets import preset
     from training.resolve import resolve
 
     cfg, outdir, desc = flags.pop("cfg"), Path(flags.pop("outdir")), flags.pop("desc")
     dry_run, init_path = flags.pop("dry_run"), flags.pop("init_from")
-    device = open_device(flags.pop("device"))
     flags.pop("resume")
     if flags["feature_weights"] is not None:
         flags["feature_weights"] = os.path.abspath(flags["feature_weights"])
@@ -101,63 +113,87 @@ def start(flags: dict[str, Any]) -> bool:
             "label_dim": dataset.label_dim, "fingerprint": dataset.fingerprint}
     config = resolve(cfg, flags, data)
     construct(config["run"])
+    distributed.check_batch(config["run"]["batch"], processes)
     check_metrics(config)
     init_state = None
     if init_path:
         from training.run_state import load_state
         init_state = load_state(init_path)
+        # D's heads have learned on the statistics that an official snapshot's frozen network had.
+        if "backbone" in config["D"] and init_state["config"]["D"].get("official_zero_pass"):
+            config["D"]["official_zero_pass"] = True
     check_builds(config, init_path, init_state)
+    resolved = config
+    config = distributed.from_first(lambda: resolved)
+    check_data(dataset, config["data"])
     click.echo(json.dumps(config, indent=2))
     if dry_run:
         click.echo("Dry run: nothing was trained or written.")
         return True
-    name = f"{cfg}-{dataset.name}-gpus1-batch{config['run']['batch']}" + (f"-{desc}" if desc else "")
-    run_dir = make_run_dir(outdir, name)
-    with atomic_write(run_dir / "training_options.json") as file:
-        file.write(json.dumps(config, indent=2).encode())
+    name = f"{cfg}-{dataset.name}-gpus{processes}-batch{config['run']['batch']}" + (f"-{desc}" if desc else "")
+    run_dir = distributed.from_first(lambda: begin(outdir, name, config))
     return launch(config, run_dir, dataset, device, None, (init_path, init_state) if init_state else None)
 
 
-def resume(flags: dict[str, Any], ctx: click.Context) -> bool:
-    """Continue a run from its newest snapshot with its stored configuration; only its length may change."""
-    from dnnlib import construct
-    from training.run_state import list_snapshots, load_state
+def begin(outdir: Path, name: str, config: dict[str, Any]) -> Path:
+    """Makes the run directory with its ``training_options.json``."""
+    from torch_utils.launch import sign_run
 
+    run_dir = make_run_dir(outdir, name)
+    with atomic_write(run_dir / "training_options.json") as file:
+        file.write(json.dumps(config, indent=2).encode())
+    sign_run(run_dir)
+    return run_dir
+
+
+def resume(flags: dict[str, Any], ctx: click.Context, device: Any) -> bool:
+    """Continue a run from its newest snapshot with its stored configuration; only its length may change."""
     given = {key for key in flags if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE}
     if given - CONTINUE_ONLY:
         odd = sorted("--" + key.replace("_", "-") for key in given - CONTINUE_ONLY)
         raise UserError(f"{', '.join(odd)} cannot change in a resumed run; leave it out, or start a new run with "
                         "--outdir, --data, --cfg and --init-from.")
-    device = open_device(flags["device"])
-    run_dir = Path(flags["resume"])
-    snapshots = list_snapshots(run_dir) if run_dir.is_dir() else []
-    if not snapshots:
-        raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of train.py.")
-    state = load_state(snapshots[-1])
+    length = {key: flags[key] for key in LENGTH if flags[key] is not None}
+    return go_on(Path(flags["resume"]), length, flags["dry_run"], device)
+
+
+def go_on(run_dir: Path, length: dict[str, Any], dry_run: bool, device: Any) -> bool:
+    """Continues the run in `run_dir`; length: new values of its options of `LENGTH`."""
+    from dnnlib import construct
+    from torch_utils import distributed
+    from training.checks import check_data, note_processes
+
+    state = distributed.from_first(lambda: newest_state(run_dir))
     config = state["config"]
-    for key in LENGTH:
-        if flags[key] is not None:
-            config["run"][key] = flags[key]
+    config["run"] |= length
     construct(config["run"])
+    distributed.check_batch(config["run"]["batch"], distributed.world())
     check_metrics(config)
     data = config["data"]
     dataset = open_dataset(data["path"], data["use_labels"], data["mirror"], data["max_images"],
                            data.get("holdout", 0.0))
-    if dataset.fingerprint != data["fingerprint"]:
-        raise UserError(f"{data['path']} has changed since this run began; put the former data set back, or start "
-                        "a new run with --init-from.")
-    click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} images seen.")
-    if flags["dry_run"]:
+    check_data(dataset, data)
+    if note := note_processes(state):
+        click.echo(note)
+    if dry_run:
         click.echo(json.dumps(config, indent=2) + "\nDry run: nothing was trained or written.")
         return True
     return launch(config, run_dir, dataset, device, state, None)
 
 
-def open_device(name: str) -> Any:
-    """The device of ``--device``, or a `UserError` before anything is written."""
-    from torch_utils.device import select_device
+def newest_state(run_dir: Path) -> dict[str, Any]:
+    """What a run directory's newest snapshot holds; says so."""
+    from training.run_state import list_snapshots, load_state
 
-    return select_device(name)
+    snapshots = list_snapshots(run_dir) if run_dir.is_dir() else []
+    if not snapshots:
+        raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of train.py.")
+    state = load_state(snapshots[-1])
+    if "imported" in state:
+        raise UserError(f"--resume {run_dir}: {snapshots[-1].name} was imported, without optimizers and data set; "
+                        f"start a new run with --outdir, --data, --cfg and --init-from {snapshots[-1]}.")
+    click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} images seen.")
+    return state
 
 
 def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None, holdout: float) -> Any:
@@ -165,22 +201,6 @@ def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None, ho
     from training.dataset import ImageDataset
 
     return ImageDataset(path, use_labels=cond, mirror=mirror, max_images=max_images, holdout=holdout)
-
-
-def check_builds(config: dict[str, Any], init_path: str | None, init_state: dict[str, Any] | None) -> None:
-    """Builds everything without memory for its weights, so that what can't be built, or can't start from the
-    weights of ``--init-from``, is refused at once."""
-    import torch
-
-    from dnnlib import construct
-    from training.run_state import RunState
-
-    with torch.device("meta"):
-        run = RunState(config, torch.device("meta"))
-        if config["conditioning"].get("encoder"):
-            construct(config["conditioning"]["encoder"])
-    if init_path and init_state:
-        run.check_init(init_path, init_state)
 
 
 def check_metrics(config: dict[str, Any]) -> None:
@@ -196,17 +216,22 @@ def check_metrics(config: dict[str, Any]) -> None:
 
         if any(metric.kind == "retrieval" for metric in parse_metrics(config["run"]["metrics"])):
             raise UserError("--metrics retrieval: train.py logs retrieval at every tick already; leave it out here.")
+        if any(metric.kind == "ivom" for metric in parse_metrics(config["run"]["metrics"])):
+            raise UserError("--metrics ivom: inversion takes hundreds of steps per image; measure it with "
+                            "calc_metrics.py --heldout, and leave it out here.")
 
 
 def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
            state: dict[str, Any] | None, init: tuple[str, dict[str, Any]] | None) -> bool:
     """Builds the run, restores it if there is a state, and trains with everything printed copied to log.txt."""
+    from torch_utils import distributed
     from training.logs import Tee, describe
     from training.preparation import prepare
     from training.run_state import RunState
     from training.training_loop import Trainer
 
-    with Tee(run_dir / "log.txt"):
+    first = distributed.rank() == 0
+    with Tee(run_dir / "log.txt") if first else contextlib.nullcontext():
         click.echo(f"Run directory: {run_dir}")
         run = RunState(config, device)
         if state is not None:
@@ -214,9 +239,12 @@ def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
         elif init is not None:
             run.init_from(*init)
         prepare(run, dataset, run_dir, fit=state is None and init is None, resumed=state is not None)
+        run.agree()
         click.echo(describe(run))
+        if distributed.world() > 1:
+            click.echo(f"Shared:  by {distributed.world()} processes")
         evaluate = None
-        if config["run"]["metrics"] != "none":
+        if first and config["run"]["metrics"] != "none":
             evaluate = make_evaluate(config, dataset, run_dir, device)
         finished = Trainer(run, dataset, run_dir, evaluate).train()
         click.echo(f"Finished: {run.progress['cur_nimg']} images." if finished else
@@ -231,8 +259,8 @@ def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: A
     from metrics.image_sets import from_dataset
     from metrics.names import HIGHER_IS_BETTER, parse_metrics
     from metrics.registry import evaluate, write_records
+    from training.measured import Measured
     from training.sampling import training_sampler
-    from training.training_loop import Measured
 
     detector = load_detector(DETECTOR, None, device)
     cache = FeatureCache(FeatureCache.default_folder(), click.echo)

@@ -17,10 +17,12 @@ Exit codes: 0 finished, 2 bad input, 3 interrupted (a snapshot was written; cont
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +42,20 @@ if TYPE_CHECKING:
     from ldm.batches import LatentData
     from ldm.trainer import Trainer
 
-CONTINUE_ONLY = {"resume", "kimg", "minutes", "snap", "keep", "patience", "pictures", "device", "dry_run"}
+CONTINUE_ONLY = {"resume", "kimg", "minutes", "snap", "keep", "patience", "pictures", "dry_run"}
 LATENTS = "training_latents.pkl"
 MAPPING_SAMPLES = 50_000  # as the work on test-time conditioning drew for its priors
 POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run consists of when it has its directory. labels: classes of the latents for G, or None."""
+
+    config: dict[str, Any]
+    data: LatentData
+    run_dir: Path
+    labels: Any
 
 
 @click.command(help=__doc__)
@@ -69,39 +81,66 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--keep", type=click.IntRange(min=0), help="Newest snapshots that are kept; 0 = all")
 @click.option("--pictures", type=click.IntRange(0, 64), help="Decoded samples in the picture of each snapshot")
 @click.option("--seed", type=click.IntRange(min=0, max=2**31 - 1), help="Random seed")
+@click.option("--gpus", type=click.IntRange(min=1), help="Processes on this machine, a GPU each (--device cpu: cores)")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option("--desc", metavar="TEXT", help="Ending of the run directory's name")
 @click.option("--resume", metavar="RUN_DIR", help="Continue this run, bit for bit, from its newest snapshot")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the resolved configuration and stop")
 @click.pass_context
 def main(ctx: click.Context, **flags: Any) -> None:
-    if flags["resume"]:
-        given = {key for key in flags if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE}
-        finished = resume(flags, given)
-    else:
+    gpus, device = flags.pop("gpus"), flags.pop("device")
+    given = {key for key in flags if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE}
+    if not flags["resume"]:
         for key in ("network", "outdir"):
             if not flags[key]:
                 raise UserError(f"--{key} is missing. Example: python ldm/train.py --network net.pkl --outdir ldm-runs")
-        finished = start(flags)
+
+    from torch_utils import distributed
+    from torch_utils.launch import begun_run, launch_local, wants_launch
+
+    if wants_launch(gpus) and not flags["dry_run"]:
+        sys.exit(launch_local(gpus, device))
+    with distributed.joined(device) as own:
+        begun = None if flags["resume"] else distributed.from_first(lambda: begun_run(Path(flags["outdir"])))
+        if begun:
+            flags, given = {**dict.fromkeys(flags), "resume": begun}, set()
+        processes = max(distributed.world(), gpus or 1)
+        finished = resume(flags, given, own) if flags["resume"] else start(flags, own, processes)
     sys.exit(0 if finished else 3)
 
 
-def start(flags: dict[str, Any]) -> bool:
-    """A new run: resolve, show, collect the latents, make the run directory, train."""
+def start(flags: dict[str, Any], device: Any, processes: int) -> bool:
+    """A new run: process 0 begins it, all train."""
+    from torch_utils import distributed
+
+    gan = None  # stays with process 0, which draws pictures
+
+    def first() -> Begun | None:
+        nonlocal gan
+        begun, gan = begin(flags, device, processes)
+        return begun
+
+    begun = distributed.from_first(first)
+    return begun is None or launch(begun, device, None, gan)
+
+
+def begin(flags: dict[str, Any], device: Any, processes: int) -> tuple[Begun | None, Any]:
+    """Resolves, shows, collects the latents, makes the run directory; and the generator. No run if it is a dry one."""
     if flags["space"] == "f" and flags["samples"] is not None:
         raise UserError("--samples counts draws of --space w or s; leave it out: f is of all images.")
-    from torch_utils import checkpoint
-    from torch_utils.device import select_device
+    from torch_utils import checkpoint, distributed
+    from torch_utils.launch import sign_run
     from training.latent_data import describe_dataset, latent_shape, open_dataset
     from training.sampling import load_gan
 
-    device, space = select_device(flags["device"]), flags["space"]
+    space = flags["space"]
     gan = load_gan(flags["network"], device)
     shape = latent_shape(gan, space)
     classes = gan.conditioning.classes if flags["cond"] else 0
     if flags["cond"] and not classes:
         raise UserError(f"--cond 1: {gan.path} knows no classes that latents could belong to; leave it out.")
     config = with_flags(flags, shape, classes)
+    distributed.check_batch(config["batch"], processes)
     dataset = open_dataset(gan, space, flags["data"], flags["mirror"])
     about = describe_dataset(gan, dataset)
     samples = MAPPING_SAMPLES if flags["samples"] is None else flags["samples"]
@@ -118,14 +157,15 @@ def start(flags: dict[str, Any]) -> bool:
     if flags["dry_run"]:
         run_dir = next_run_dir(Path(flags["outdir"]), name)
         click.echo(f"Dry run: nothing was trained or written; the run directory would be {run_dir}.")
-        return True
+        return None, gan
     data, labels = collect_data(gan, dataset, options, told=bool(classes))
     run_dir = make_run_dir(Path(flags["outdir"]), name)
     with atomic_write(run_dir / "training_options.json") as file:
         file.write(json.dumps(options, indent=2).encode())
     checkpoint.save(run_dir / LATENTS, "latents", {"latents": data.latents, "image_index": data.image_index,
                                                    "classes": labels, **data.info})
-    return launch(config, data, run_dir, device, None, gan, labels)
+    sign_run(run_dir)
+    return Begun(config, data, run_dir, labels), gan
 
 
 def collect_data(gan: Any, dataset: Any, options: dict[str, Any], told: bool) -> tuple[LatentData, Any]:
@@ -146,17 +186,32 @@ def collect_data(gan: Any, dataset: Any, options: dict[str, Any], told: bool) ->
     return LatentData(latents, index, info, labels if told else None), labels
 
 
-def resume(flags: dict[str, Any], given: set[str]) -> bool:
+def resume(flags: dict[str, Any], given: set[str], device: Any) -> bool:
     """Continue a run from its newest snapshot with its stored configuration; only its length may change."""
-    from ldm.batches import LatentData
-    from ldm.training_loop import list_snapshots
-    from torch_utils import checkpoint
-    from torch_utils.device import select_device
+    from torch_utils import distributed
 
     if given - CONTINUE_ONLY:
         odd = ", ".join(sorted("--" + key.replace("_", "-") for key in given - CONTINUE_ONLY))
         raise UserError(f"{odd} cannot change in a resumed run; leave it out, or start a new run.")
-    run_dir = Path(flags["resume"])
+    begun, state = distributed.from_first(lambda: reopen(Path(flags["resume"])))
+    config = begun.config
+    config.update({key: flags[key] for key in ("kimg", "minutes", "snap", "keep", "patience", "pictures")
+                   if flags[key] is not None})
+    distributed.check_batch(config["batch"], distributed.world())
+    if flags["dry_run"]:
+        click.echo(json.dumps(config, indent=2) + "\nDry run: nothing was trained or written.")
+        return True
+    first = distributed.rank() == 0
+    gan = reopen_gan(begun.data.info, device) if first and config["pictures"] else None
+    return launch(begun, device, state, gan)
+
+
+def reopen(run_dir: Path) -> tuple[Begun, dict[str, Any]]:
+    """A run and its newest state."""
+    from ldm.batches import LatentData
+    from ldm.training_loop import list_snapshots
+    from torch_utils import checkpoint
+
     snapshots = list_snapshots(run_dir) if run_dir.is_dir() else []
     if not snapshots:
         raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of ldm/train.py.")
@@ -166,19 +221,11 @@ def resume(flags: dict[str, Any], given: set[str]) -> bool:
     of_latents = {"image_index", "gan_hash", "space", "classes"}
     if missing := sorted(wanted - set(state)) + sorted(of_latents - set(stored)):
         raise UserError(f"--resume {run_dir}: its files are damaged, {', '.join(missing)} missing. Start a new run.")
-    config = state["config"]
-    config.update({key: flags[key] for key in ("kimg", "minutes", "snap", "keep", "patience", "pictures")
-                   if flags[key] is not None})
     click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} latents seen.")
-    if flags["dry_run"]:
-        click.echo(json.dumps(config, indent=2) + "\nDry run: nothing was trained or written.")
-        return True
     info = {key: stored[key] for key in ("gan_hash", "space", "normalize", "network", "dataset")}
-    told = stored["classes"] if config["net"].get("classes") else None
+    told = stored["classes"] if state["config"]["net"].get("classes") else None
     data = LatentData(stored["latents"], stored["image_index"], info, told)
-    device = select_device(flags["device"])
-    gan = reopen_gan(info, device) if config["pictures"] else None
-    return launch(config, data, run_dir, device, state, gan, stored["classes"])
+    return Begun(state["config"], data, run_dir, stored["classes"]), state
 
 
 def reopen_gan(info: dict[str, Any], device: Any) -> Any:
@@ -214,25 +261,26 @@ def picture_maker(trainer: Trainer, gan: Any, labels: Any) -> Callable[[Path], N
     return pictures
 
 
-def launch(config: dict[str, Any], data: LatentData, run_dir: Path, device: Any, state: dict[str, Any] | None,
-           gan: Any, labels: Any) -> bool:
-    """Trains in `run_dir`, new or from `state`; False when interrupted.
-
-    gan: for pictures, or None. labels: classes of the latents that it is told, or None.
-    """
+def launch(begun: Begun, device: Any, state: dict[str, Any] | None, gan: Any) -> bool:
+    """Trains, from the beginning or from `state`; False when interrupted. gan: for pictures, or None."""
     from ldm.trainer import Trainer
     from ldm.training_loop import Run
+    from torch_utils import distributed
     from torch_utils.device import device_description
     from training.logs import Tee
 
-    with Tee(run_dir / "log.txt"), stop_on_signal() as stopped:
+    config, data, run_dir = begun.config, begun.data, begun.run_dir
+    log = contextlib.nullcontext() if distributed.rank() else Tee(run_dir / "log.txt")
+    with log, stop_on_signal() as stopped:
         trainer = Trainer(config, data, device, state)
         count = sum(parameter.numel() for parameter in trainer.net.parameters())
         print(f"Latents: {len(data.latents)} of shape {'x'.join(map(str, data.latents.shape[1:]))}, "
               f"{len(trainer.train_latents)} for training; whitening: {trainer.whitening.kind}, shrinkage "
               f"{trainer.whitening.shrinkage:.2f}\nNetwork: {config['cfg']}, {count / 1e6:.2f} M parameters\n"
               f"Device:  {device_description(device)}\nRun:     {run_dir}", flush=True)
-        run = Run(trainer, run_dir, picture_maker(trainer, gan, labels))
+        if distributed.world() > 1:
+            print(f"Shared:  by {distributed.world()} processes", flush=True)
+        run = Run(trainer, run_dir, picture_maker(trainer, gan, begun.labels))
         finished = run.train(stopped)
         print(run.verdict() if finished else
               f"Interrupted; the state is saved. Continue with: python ldm/train.py --resume {run_dir}", flush=True)

@@ -14,8 +14,10 @@ from dnnlib import UserError
 from ldm import denoiser, whitening
 from ldm.batches import LatentData, batch_indices, draw_times, noisy_set, split_images
 from ldm.ddim import add_noise
+from torch_utils import distributed, exchange
 from torch_utils.ema import ema_beta, ema_update
 from torch_utils.rng import generator, mix_seed
+from torch_utils.shared_draws import shared_draws
 from torch_utils.stats import Collector
 
 
@@ -73,8 +75,8 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step on the mean squared error of the noise (Eq. 7, squared), or of v (`NoiseEstimator`).
 
-        Every random number follows from (seed, latents seen). A loss or gradient that isn't finite raises
-        `UserError` before the weights are touched.
+        Every random number follows from (seed, latents seen); of several processes, each takes its share of the
+        batch. A loss or gradient that isn't finite raises `UserError` before the weights are touched.
         """
         config, cur_nimg, seed = self.config, self.progress["cur_nimg"], self.config["seed"]
         rng = generator(seed, "ldm-step", cur_nimg)
@@ -85,41 +87,45 @@ class Trainer:
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
         y = None if self.train_labels is None else self._told(self.train_labels[rows], rng).to(self.device)
         torch.manual_seed(mix_seed(seed, "ldm-dropout", cur_nimg))  # the only global draws of a step
-        x_t, x_0, eps, t = (part.to(self.device) for part in (x_t, x_0, eps, t))
-        loss = self.net.loss(x_t, x_0, eps, t, y)
-        self._check_finite("loss", loss)
+        own = distributed.share()
+        x_t, x_0, eps, t = (part[own].to(self.device) for part in (x_t, x_0, eps, t))
+        with shared_draws(None):
+            loss = self.net.loss(x_t, x_0, eps, t, None if y is None else y[own])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        self._stop_if(exchange.average_gradients(gradients, _not_finite("loss", loss)))
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["clip"])
-        self._check_finite("gradient", norm)
+        self._stop_if(_not_finite("gradient", norm))
         self.optimizer.step()
         self.progress["cur_nimg"] = cur_nimg + config["batch"]
         ema_update(self.ema, self.net,
                    ema_beta(config["batch"], self.progress["cur_nimg"], config["ema_kimg"], config["ema_rampup"]))
         self.collector.report("Loss/train", loss)
-        self.collector.report("Grad/norm", norm)
+        if distributed.rank() == 0:  # the same everywhere
+            self.collector.report("Grad/norm", norm)
 
     def _told(self, labels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """`labels` ``[N]`` with a share of them replaced by "no class", for classifier-free guidance."""
         hidden = torch.rand(len(labels), generator=rng) < self.config["label_dropout"]
         return labels.masked_fill(hidden, self.classes)
 
-    def _check_finite(self, what: str, value: torch.Tensor) -> None:
-        if not math.isfinite(value.item()):
+    def _stop_if(self, problem: str | None) -> None:
+        if problem is not None:
             raise UserError(
-                f"Training stopped at {self.progress['cur_nimg']} latents: the {what} is {value.item()}. The weights "
-                "were not updated; resume from the last snapshot, or start anew with a lower --lr."
+                f"Training stopped at {self.progress['cur_nimg']} latents: {problem}. The weights were not updated; "
+                "resume from the last snapshot, or start anew with a lower --lr."
             )
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Noise error of the moving average on the held-out test; remembers the best weights."""
+        """Noise error of the moving average on the held-out test, shared by all; remembers the best weights."""
         total, size = 0.0, self.config["batch"]
-        for start in range(0, len(self.test.t), size):
+        for start in range(distributed.rank() * size, len(self.test.t), distributed.world() * size):
             x, t, eps = (part[start:start + size].to(self.device) for part in (self.test.x, self.test.t, self.test.eps))
             y = None if self.test.y is None else self.test.y[start:start + size].to(self.device)
             total += (self.ema(x, t, y) - eps).square().cpu().double().sum().item()
-        loss = total / self.test.eps.numel()
+        loss = exchange.all_sum(torch.tensor(total, dtype=torch.float64)).item() / self.test.eps.numel()
         self.progress["heldout"] = loss
         if self.best is None or loss < self.best["loss"]:
             weights = {name: value.detach().cpu().clone() for name, value in self.ema.state_dict().items()}
@@ -158,4 +164,11 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.collector.load_state_dict(state["collector"])
+        if distributed.rank():
+            self.collector.pop()
         self.progress, self.best = dict(state["progress"]), state["best"]
+
+
+def _not_finite(what: str, value: torch.Tensor) -> str | None:
+    """What to say of a value that isn't finite."""
+    return None if math.isfinite(value.item()) else f"the {what} is {value.item()}"

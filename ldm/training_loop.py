@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dnnlib import format_time
 from ldm.copying import COPIES, nearest_ratio
 from ldm.trainer import Trainer
-from torch_utils import checkpoint
+from torch_utils import checkpoint, distributed, exchange
 from torch_utils.stats import JsonLines
 
 BEST = "best_model.pkl"
@@ -27,11 +27,15 @@ class Run:
     """A `Trainer` and its run directory: ticks, ``stats.jsonl``, snapshots, the end.
 
     pictures: writes a picture of samples under the path that it is given, at every snapshot; None = there are none.
+
+    Several processes go through it together; process 0 alone writes.
     """
 
     def __init__(self, trainer: Trainer, run_dir: Path, pictures: Callable[[Path], None] | None = None) -> None:
         self.trainer, self.run_dir, self.pictures = trainer, run_dir, pictures
-        self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=trainer.progress["cur_tick"])
+        self.first = distributed.rank() == 0
+        if self.first:
+            self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=trainer.progress["cur_tick"])
         self.seconds_before = float(trainer.progress["seconds"])
         self.started = self.since = time.monotonic()
         self.since_nimg = trainer.progress["cur_nimg"]
@@ -46,12 +50,13 @@ class Run:
             tqdm.write(f"Held-out loss: {trainer.evaluate():.4f} untrained, {trainer.guess_loss:.4f} Gaussian guess")
         total = None if config["kimg"] is None else int(config["kimg"] * 1000)
         bar = tqdm(total=total, initial=progress["cur_nimg"], unit="latents", unit_scale=True, mininterval=1,
-                   dynamic_ncols=True, disable=None)
+                   dynamic_ncols=True, disable=None if self.first else True)
         announced = False
         if self._over():
             tqdm.write("This run is complete; give a larger --kimg or --minutes to go on.")
+        over, interrupted = self._what_now(stopped)
         with bar:
-            while not (self._over() or stopped()):
+            while not (over or interrupted):
                 trainer.step()
                 bar.update(config["batch"])
                 if not announced and time.monotonic() - self.started > 2:
@@ -61,11 +66,16 @@ class Run:
                     self._tick()
                     if progress["cur_tick"] % config["snap"] == 0:
                         self.snapshot()
-        interrupted = stopped() and not self._over()
+                over, interrupted = self._what_now(stopped)
+        interrupted = interrupted and not over
         if not interrupted and progress["cur_nimg"] > progress["tick_start_nimg"]:
             self._tick()
         self.snapshot()
         return not interrupted
+
+    def _what_now(self, stopped: Callable[[], bool]) -> tuple[bool, ...]:
+        """Whether the run is over, by the clock of process 0, and whether any process was asked to stop."""
+        return distributed.any_true(self.first and self._over(), stopped())
 
     def _over(self) -> bool:
         config, progress = self.trainer.config, self.trainer.progress
@@ -117,9 +127,15 @@ class Run:
         trainer, progress = self.trainer, self.trainer.progress
         rate, left = self._rate(), self._left()
         heldout = trainer.evaluate()
-        assert trainer.best is not None
         progress["cur_tick"] += 1
         progress["tick_start_nimg"] = progress["cur_nimg"]
+        exchange.merge_statistics(trainer.collector)
+        distributed.from_first(lambda: self._write_tick(rate, left, heldout))
+        self.since, self.since_nimg = time.monotonic(), progress["cur_nimg"]
+
+    def _write_tick(self, rate: float, left: float, heldout: float) -> None:
+        trainer, progress = self.trainer, self.trainer.progress
+        assert trainer.best is not None
         trainer.collector.report("Loss/heldout", heldout)
         trainer.collector.report("Loss/gaussian_guess", trainer.guess_loss)
         judge = progress["cur_tick"] % trainer.config["snap"] == 0 or self._over()
@@ -136,10 +152,14 @@ class Run:
             f"(Gaussian guess {trainer.guess_loss:.4f}, best {trainer.best['loss']:.4f})"
             + (f" nearest {self.nearest:.2f}" if judge else "")
         )
-        self.since, self.since_nimg = time.monotonic(), progress["cur_nimg"]
 
     def snapshot(self) -> None:
         """Writes the state, the best weights if they are new, a picture, and drops the oldest snapshots."""
+        exchange.merge_statistics(self.trainer.collector)
+        exchange.check_same(self.trainer.net)
+        distributed.from_first(self._write_snapshot)
+
+    def _write_snapshot(self) -> None:
         trainer, keep = self.trainer, self.trainer.config["keep"]
         path = self.run_dir / f"network-snapshot-{trainer.progress['cur_nimg'] // 1000:06d}.pkl"
         checkpoint.save(path, "ldm", trainer.state_dict())

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_utils import exchange
+
 
 def rms_normalize(f: torch.Tensor) -> torch.Tensor:
     """Divides each sample of f [N, C, H, W] by its root mean square over C, H, W."""
@@ -26,8 +28,8 @@ def inverse_sqrt(covariance: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
 class Whitening(nn.Module):
     """Removes mean and covariance of the channels of [N, C, H, W] by running statistics.
 
-    The statistics follow the batches of forward passes that build a graph (the generator's steps); no
-    gradient flows through them.
+    The statistics follow the batches of forward passes that build a graph (the generator's steps), of all processes
+    together; no gradient flows through them.
     """
 
     mean: torch.Tensor
@@ -43,7 +45,7 @@ class Whitening(nn.Module):
     @torch.no_grad()
     def observe(self, x: torch.Tensor, momentum: float) -> None:
         """Moves the statistics towards those of x by `momentum`; 1 replaces them."""
-        rows = x.float().movedim(1, -1).flatten(0, -2)
+        rows = x.to(self.mean.dtype).movedim(1, -1).flatten(0, -2)
         centred = rows - rows.mean(0)
         self.mean.lerp_(rows.mean(0), momentum)
         self.covariance.lerp_(centred.T @ centred / max(len(rows) - 1, 1), momentum)
@@ -51,9 +53,9 @@ class Whitening(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):  # statistics need all of float32
             if self.training and torch.is_grad_enabled():
-                self.observe(x, self.momentum)
+                self.observe(exchange.gather_rows(x), self.momentum)
             weight = inverse_sqrt(self.covariance)
-            return F.conv2d(x.float() - self.mean[:, None, None], weight[:, :, None, None])
+            return F.conv2d(x.to(self.mean.dtype) - self.mean[:, None, None], weight[:, :, None, None])
 
 
 def moments(batches: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:

@@ -14,14 +14,20 @@ from training.dataset import ImageDataset
 
 Pair = Callable[[Sequence[int], Sequence[int]], list[int]]  # of `Conditioning.pair`
 Draw = tuple[int, int, int]  # real image, image that its condition comes from, place in the stream
+WHOLE = slice(None)
 
 
 class EndlessSampler(Sampler[list[Draw]]):
     """Epoch after epoch of random permutations, in batches, starting at any position of the endless stream."""
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, pair: Pair | None = None) -> None:
-        """length: size of the data set. start: images already drawn. pair: the real image for each condition."""
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, pair: Pair | None = None,
+                 share: slice = WHOLE) -> None:
+        """length: size of the data set. start: images already drawn. pair: the real image for each condition.
+
+        share: what this process takes of every batch, see `torch_utils.distributed.share`.
+        """
         self.length, self.batch_size, self.seed, self.start, self.pair = length, batch_size, seed, start, pair
+        self.share = share
 
     def _indices(self) -> Iterator[int]:
         epoch, offset = divmod(self.start, self.length)
@@ -36,7 +42,7 @@ class EndlessSampler(Sampler[list[Draw]]):
             wanted = [next(indices) for _ in range(self.batch_size)]
             draws = range(position, position + self.batch_size)
             reals = wanted if self.pair is None else self.pair(wanted, draws)
-            yield list(zip(reals, wanted, draws, strict=True))
+            yield list(zip(reals, wanted, draws, strict=True))[self.share]
             position += self.batch_size
 
 
@@ -63,10 +69,13 @@ def to_uint8(img: torch.Tensor) -> torch.Tensor:
 
 
 def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
-            device: torch.device, workers: int, pair: Pair | None = None) -> Iterator[Batch]:
-    """Endless batches on `device`, beginning after `start` images; the same whatever `workers` is."""
+            device: torch.device, workers: int, pair: Pair | None = None, share: slice = WHOLE) -> Iterator[Batch]:
+    """Endless batches on `device`, beginning after `start` images; the same whatever `workers` is.
+
+    share: which rows of every batch of `batch_size` images; all of them unless several processes share it.
+    """
     loader = DataLoader(
-        _Drawn(dataset), batch_sampler=EndlessSampler(len(dataset), batch_size, seed, start, pair),
+        _Drawn(dataset), batch_sampler=EndlessSampler(len(dataset), batch_size, seed, start, pair, share),
         num_workers=workers, pin_memory=device.type == "cuda", persistent_workers=workers > 0,
     )
     try:

@@ -36,7 +36,7 @@ class ProjectedGANLoss(Objective):
         logits = self.judge(img, condition, rng)
         loss = self.adversarial.d_real(logits) if kind == "real" else self.adversarial.d_fake(logits)
         if kind == "real":
-            self.d_noise.observe(logits.detach())
+            self.observe(logits)
         log = scores(kind, loss, logits)
         if self.consistency:
             term = self._consistency(img, logits, condition)

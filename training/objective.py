@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_utils import exchange
 from torch_utils.device import autocast
 from training.conditioning.base import Batch, Condition, Conditioning
 from training.d_noise.base import DNoise
@@ -135,6 +136,10 @@ class Objective:
         with autocast(img.device, self.amp):
             logits = self.D(img, c=condition.c, h=condition.h, generator=rng, d_noise=self.d_noise)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def observe(self, logits: torch.Tensor) -> None:
+        """Shows D's logits [N, L] on reals, those of all processes, to what adapts to them."""
+        self.d_noise.observe(exchange.gather_rows(logits))
 
     @torch.no_grad()
     def conditions_and_fake(self, batch: Batch, rng: torch.Generator) -> tuple[Condition, Condition, torch.Tensor]:

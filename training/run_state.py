@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dnnlib import UserError, construct
-from torch_utils import checkpoint
+from pg_modules.sync_norm import synchronise
+from torch_utils import checkpoint, distributed, exchange
 from torch_utils.rng import mix_seed
 from torch_utils.stats import Collector
 from training.conditioning.base import Conditioning
@@ -21,8 +22,9 @@ from training.objective import Objective
 
 def versions() -> dict[str, str]:
     """Versions that a bit-for-bit resume depends on."""
+    several = {"processes": str(distributed.world())} if distributed.world() > 1 else {}
     return {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
-            "threads": str(torch.get_num_threads())}
+            "threads": str(torch.get_num_threads()), **several}
 
 
 class RunState:
@@ -41,6 +43,8 @@ class RunState:
             torch.manual_seed(mix_seed(config["run"]["seed"], "init") % 2**32)
             self.G: Any = construct(config["G"]).train().to(device)
             self.D: Any = construct(config["D"]).train().to(device)
+        for net in (self.G, self.D):
+            synchronise(net)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         if config["freeze_d"]:
             self.D.freeze(config["freeze_d"])
@@ -75,12 +79,20 @@ class RunState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state_dict`'s result."""
+        """Continues from `state_dict`'s result; what was collected is with process 0 from then on."""
         for name in ("G", "D", "G_ema"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("opt_G", "opt_D", "conditioning", "d_noise", "loss", "collector"):
             getattr(self, name).load_state_dict(state[name])
+        if distributed.rank():
+            self.collector.pop()
         self.progress |= state["progress"]
+
+    def agree(self) -> None:
+        """Networks and condition of process 0 become those of all: what it has fitted to the data needn't be the same
+        bits on another machine."""
+        exchange.broadcast(self.G, self.D, self.G_ema)
+        self.conditioning.load_state_dict(distributed.from_first(self.conditioning.state_dict))
 
     def check_init(self, path: str, state: dict[str, Any]) -> dict[str, list[str]]:
         """Which weights of another run's checkpoint are taken (``--init-from``): names by network.
@@ -88,6 +100,9 @@ class RunState:
         All of them, or from an unconditional network all that have nothing to do with the condition, which starts
         afresh (fine-tuning with DISP). Raises `UserError` for networks that differ in more.
         """
+        if not state["D"]:
+            raise UserError(f"--init-from {path}: it was imported without a discriminator, and training starts from "
+                            "both networks; leave --init-from out.")
         source, own = state["config"], self.config
         adapts = _core(source) == _core(own) and not source["G"]["c_parts"] and not source["G"]["h_channels"]
         taken = {}

@@ -5,52 +5,51 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from dnnlib import UserError, construct, format_time
 from dnnlib.cli import stop_on_signal
+from torch_utils import distributed, exchange
 from torch_utils.ema import ema_beta, ema_update
 from torch_utils.rng import generator
+from torch_utils.shared_draws import shared_draws
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics
 from training.loader import batches, split
 from training.logs import RunLog
+from training.measured import Measured, collapses
 from training.memory import fit_batch, free_memory, try_step
 from training.objective import Phase
 from training.options import RunOptions
 from training.run_state import RunState, frozen_networks, prune_snapshots, snapshot_path
 from training.sampling import Gan, live_gan
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Metrics of a snapshot: values by name, the first one so that lower is better, and what has to be said."""
-
-    values: dict[str, float]
-    loss: float
-    warnings: list[str]
-
-
 Evaluate = Callable[[Gan, Path], Measured]
-FALLING = ("recall", "coverage", "diversity")  # metrics that fall when a generator collapses
 
 
 class Trainer:
-    """One run of the loop over a `RunState`; `train` returns when the run is over or interrupted."""
+    """One run of the loop over a `RunState`; `train` returns when the run is over or interrupted.
+
+    Several processes go through it together, each with its share of every batch; process 0 alone writes.
+    """
 
     def __init__(self, run: RunState, dataset: ImageDataset, run_dir: Path, evaluate: Evaluate | None) -> None:
-        """evaluate: metrics of a snapshot, from outside so that training doesn't import metrics; None = no metrics."""
+        """evaluate: metrics of a snapshot, from outside so that training doesn't import metrics; None = no metrics.
+
+        It is only asked on process 0.
+        """
         self.run, self.dataset, self.run_dir, self.evaluate = run, dataset, run_dir, evaluate
         self.options: RunOptions = construct(run.config["run"])
         self.weights = {net: [p for p in net.parameters() if p.requires_grad] for net in (run.G, run.D)}
         self.started = time.monotonic()
         self.seconds_before = float(run.progress["seconds"])
         self.last_snapshot = time.monotonic()
+        self.log: RunLog | None = None  # of process 0, while it trains
 
     # One iteration.
 
@@ -63,18 +62,24 @@ class Trainer:
             parameter.requires_grad_(False)
         optimizer.zero_grad(set_to_none=True)
         total = sum(len(part.img) for part in parts)
+        problem = None
         for part in parts:
-            for terms in phase.terms(part, rng):
+            with shared_draws(rng):
+                passes = phase.terms(part, rng)
+            for terms in passes:
                 for name, value in terms.log.items():
                     self.run.collector.report(name, value)
-                if not torch.isfinite(terms.loss):
-                    self._stop_nonfinite(phase, f"the loss {next(iter(terms.log))} is {terms.loss.item()}")
+                if problem is None and not torch.isfinite(terms.loss):
+                    problem = f"the loss {next(iter(terms.log))} is {terms.loss.item()}"
                 (terms.loss * (len(part.img) / total)).backward()
         for parameter in self.weights[other]:
             parameter.requires_grad_(True)
         gradients = [p.grad for p in self.weights[own] if p.grad is not None]
-        if not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
-            self._stop_nonfinite(phase, "a gradient is not finite")
+        problem = exchange.average_gradients(gradients, problem)
+        if problem is None and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
+            problem = "a gradient is not finite"
+        if problem is not None:
+            self._stop_nonfinite(phase, problem)
         optimizer.step()
 
     def _stop_nonfinite(self, phase: Phase, what: str) -> None:
@@ -90,9 +95,12 @@ class Trainer:
         for phase in run.loss.phases(cur_nimg // opts.batch):
             self._phase(phase, parts, generator(opts.seed, phase.name, cur_nimg))
         run.progress["cur_nimg"] = cur_nimg + opts.batch
+        if run.G.has_mapping:  # each process has moved it by its own images; the mean is what all of them would have
+            run.G.mapping.w_avg.copy_(exchange.mean(run.G.mapping.w_avg))
         ema_update(run.G_ema, run.G, ema_beta(opts.batch, cur_nimg + opts.batch, opts.ema_kimg, opts.ema_rampup))
         for name, value in run.loss.after_step(opts.batch).items():
-            run.collector.report(name, value)
+            if distributed.rank() == 0:  # the same everywhere
+                run.collector.report(name, value)
         run.conditioning.after_step(run, self.dataset)
 
     # The loop.
@@ -105,59 +113,81 @@ class Trainer:
         out_of_time = opts.minutes is not None and progress["seconds"] >= opts.minutes * 60
         return out_of_time or progress["cur_nimg"] >= opts.kimg * 1000
 
+    def _what_now(self, stopped: Callable[[], bool]) -> tuple[bool, ...]:
+        """Whether to end, and whether a snapshot is due by the clock of process 0; a signal to any process counts."""
+        late = time.monotonic() - self.last_snapshot > self.options.snap_minutes * 60
+        first = distributed.rank() == 0
+        return distributed.any_true((first and self._over()) or stopped(), first and late)
+
+    def _on_first(self, work: Callable[[RunLog], object]) -> None:
+        """Process 0 does `work`, with the files of the run; then all have its progress."""
+        def done() -> dict[str, Any]:
+            assert self.log is not None
+            work(self.log)
+            return self.run.progress
+
+        self.run.progress.update(distributed.from_first(done))
+
     def train(self) -> bool:
         """Trains until kimg or minutes are used up; False if interrupted before. The last state is always saved."""
-        run = self.run
+        run, first = self.run, distributed.rank() == 0
         batch_gpu = self._batch_gpu()
         diagnostics = None
-        if run.conditioning.uses_latents:
+        if first and run.conditioning.uses_latents:
             diagnostics = Diagnostics.create(self.dataset, self.options.seed, run.device, frozen_networks(run.config))
-        log = RunLog(self.run_dir, run, self.dataset)
+        self.log = RunLog(self.run_dir, run, self.dataset) if first else None
         bar = tqdm(total=int(self.options.kimg * 1000), initial=run.progress["cur_nimg"], unit="img", unit_scale=True,
-                   mininterval=1, dynamic_ncols=True, disable=None)
+                   mininterval=1, dynamic_ncols=True, disable=None if first else True)
         try:
             with stop_on_signal() as stopped:
-                log.begin()
-                self._loop(stopped, batch_gpu, log, diagnostics, bar)
-                self._snapshot(log, pictures=not stopped())
-                return not stopped()
+                self._on_first(lambda log: log.begin())
+                self._loop(stopped, batch_gpu, diagnostics, bar)
+                interrupted, = distributed.any_true(stopped())
+                self._snapshot(pictures=not interrupted)
+                interrupted, = distributed.any_true(stopped())
+                return not interrupted
         finally:
             bar.close()
-            log.close()
+            if self.log is not None:
+                self.log.close()
 
-    def _loop(self, stopped: Callable[[], bool], batch_gpu: int, log: RunLog,
-              diagnostics: Diagnostics | None, bar: tqdm) -> None:
+    def _loop(self, stopped: Callable[[], bool], batch_gpu: int, diagnostics: Diagnostics | None, bar: tqdm) -> None:
         opts, progress = self.options, self.run.progress
         workers = opts.workers if isinstance(opts.workers, int) else 0 if self.dataset.cached else 2
         data = batches(self.dataset, opts.batch, opts.seed, progress["cur_nimg"], self.run.device, workers,
-                       self.run.conditioning.pair)
+                       self.run.conditioning.pair, distributed.share())
         self.started = self.last_snapshot = time.monotonic()
         estimated = False
-        while not (self._over() or stopped()):
+        end, _ = self._what_now(stopped)
+        while not end:
             self.iteration(next(data), batch_gpu)
             bar.update(opts.batch)
             if not estimated:
                 self._print_estimate(time.monotonic() - self.started)
                 estimated = True
             if progress["cur_nimg"] - progress["tick_start_nimg"] >= opts.tick * 1000:
-                log.tick(diagnostics)
+                exchange.merge_statistics(self.run.collector)
+                self._on_first(lambda log: log.tick(diagnostics))
                 if progress["cur_tick"] % opts.snap == 0:
-                    self._snapshot(log)
-            if time.monotonic() - self.last_snapshot > opts.snap_minutes * 60:
-                self._snapshot(log, pictures=False)
+                    self._snapshot()
+            end, late = self._what_now(stopped)
+            if late:
+                self._snapshot(pictures=False)
 
     def _batch_gpu(self) -> int:
         """Says how long this may take; resolves ``auto`` once and keeps it, since batch norm makes it count."""
-        opts = self.options
+        opts, processes = self.options, distributed.world()
         trial = try_step(self.run)
         left = opts.kimg * 1000 - self.run.progress["cur_nimg"]
-        whole = format_time(max(left, 0) * trial.seconds_per_image)
+        per_image = trial.seconds_per_image / processes
+        whole = format_time(max(left, 0) * per_image)
         print(f"From a trial pass, roughly: {opts.kimg:g} kimg would take {whole}, one "
-              f"batch of {opts.batch} images {format_time(opts.batch * trial.seconds_per_image)}.", flush=True)
+              f"batch of {opts.batch} images {format_time(opts.batch * per_image)}.", flush=True)
         if opts.batch_gpu == "auto":
-            size = fit_batch(opts.batch, trial.bytes_per_image, free_memory(self.run.device))
+            free = free_memory(self.run.device) // distributed.sharing(self.run.device)
+            size = distributed.least(fit_batch(opts.batch // processes, trial.bytes_per_image, free))
             self.run.config["run"]["batch_gpu"] = size
-            print(f"--batch-gpu auto: {size} of {opts.batch} images at a time.", flush=True)
+            print(f"--batch-gpu auto: {size} of {opts.batch // processes} images at a time.", flush=True)
         return int(self.run.config["run"]["batch_gpu"])
 
     def _print_estimate(self, seconds: float) -> None:
@@ -172,8 +202,13 @@ class Trainer:
             f"this run ends in about {format_time(max(planned, 0))} (set --kimg or --minutes to change that)."
         )
 
-    def _snapshot(self, log: RunLog, pictures: bool = True) -> None:
+    def _snapshot(self, pictures: bool = True) -> None:
         """Saves the state; then pictures and metrics, which may take long and must not risk it."""
+        exchange.merge_statistics(self.run.collector)
+        exchange.check_same(self.run.G, self.run.D)
+        self._on_first(lambda log: self._write_snapshot(log, pictures))
+
+    def _write_snapshot(self, log: RunLog, pictures: bool) -> None:
         run, opts, progress = self.run, self.options, self.run.progress
         path = snapshot_path(self.run_dir, progress["cur_nimg"])
         run.save(path)
@@ -188,7 +223,7 @@ class Trainer:
         measured = self.evaluate(live_gan(run, path.name), path)
         progress["metric_seconds"] += time.monotonic() - begun
         log.metrics(measured.values)
-        for line in [*measured.warnings, *self._collapse(measured.values)]:
+        for line in [*measured.warnings, *collapses(measured.values, progress)]:
             tqdm.write(f"Warning: {line}")
         progress["stale"] += 1
         if progress["best"] is None or measured.loss < progress["best"]:
@@ -205,15 +240,3 @@ class Trainer:
         if progress["measured_nimg"] == progress["cur_nimg"]:
             return False
         return budget is None or progress["metric_seconds"] <= budget * progress["seconds"]
-
-    def _collapse(self, values: dict[str, float]) -> list[str]:
-        """A line for every metric that has fallen to less than half of what it was at its best."""
-        peaks, lines = self.run.progress["peaks"], []
-        for name, value in values.items():
-            if not any(word in name for word in FALLING) or name.endswith("_real"):
-                continue
-            peaks[name] = max(value, peaks.get(name, value))
-            if value < peaks[name] / 2:
-                lines.append(f"{name} has fallen from {peaks[name]:.3g} to {value:.3g}: the generator loses variety. "
-                             f"The best snapshot so far is that of {self.run.progress['best_nimg']} images.")
-        return lines

@@ -81,7 +81,7 @@ class FastGANLoss(Objective):
                 img, c=condition.c, h=condition.h, generator=rng, d_noise=self.d_noise)
             distances = [perceptual_distance(made.to(target.dtype), target) for made, target in reconstructions]
         logits = logits.to(img.dtype)
-        self.d_noise.observe(logits.detach())
+        self.observe(logits)
         loss = self.adversarial.d_real(logits + self._slack(logits, rng))
         distance = torch.stack(distances).sum(dim=0).mean()
         log = {**scores("real", loss, logits), "Loss/D/reconstruction": distance.detach()}

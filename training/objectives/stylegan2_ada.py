@@ -9,6 +9,7 @@ import torch
 
 from dnnlib import UserError
 from pg_modules.ada import AdaptiveAugment
+from torch_utils import exchange
 from torch_utils.device import autocast
 from training.conditioning.base import Batch, Condition, Conditioning
 from training.d_noise.base import DNoise
@@ -98,7 +99,7 @@ class StyleGAN2ADALoss(Objective):
             img = self.render(ws, condition, z, rng)
         direction = torch.randn(img.shape, generator=rng).to(img) / math.sqrt(img.shape[2] * img.shape[3])
         lengths = path_lengths(img, ws, direction)
-        mean = self.pl_mean.to(lengths).lerp(lengths.mean(), self.pl_decay)
+        mean = self.pl_mean.to(lengths).lerp(exchange.mean(lengths.mean()), self.pl_decay)
         self.pl_mean = mean.detach()
         penalty = (lengths - mean).square()
         return Terms(penalty.mean() * (self.pl_weight * self.g_interval), {"Loss/pl_penalty": penalty.detach()})
@@ -111,9 +112,7 @@ class StyleGAN2ADALoss(Objective):
         fake_loss = self.adversarial.d_fake(fake_logits)
         real_logits = self.judge(batch.img, condition, rng)
         real_loss = self.adversarial.d_real(real_logits)
-        self.d_noise.observe(real_logits.detach())
-        if self.ada is not None:
-            self.ada.observe(real_logits)
+        self.observe(real_logits)
         return [Terms(fake_loss, scores("fake", fake_loss, fake_logits)),
                 Terms(real_loss, scores("real", real_loss, real_logits))]
 
@@ -127,6 +126,11 @@ class StyleGAN2ADALoss(Objective):
         penalty = gradient.square().sum(dim=(1, 2, 3))
         loss = penalty.mean() * (self.r1_gamma / 2 * self.d_interval)
         return Terms(loss, {"Loss/r1_penalty": penalty.detach()})
+
+    def observe(self, logits: torch.Tensor) -> None:
+        super().observe(logits)
+        if self.ada is not None:
+            self.ada.observe(exchange.gather_rows(logits))
 
     # State.
 
