@@ -32,6 +32,8 @@ CHANNELS = {4: 16.0, 8: 8.0, 16: 4.0, 32: 2.0, 64: 2.0, 128: 1.0, 256: 0.5, 512:
 # Map that gates another one through squeeze-excitation: {gated: gating}.
 SKIPS = {64: 4, 128: 8, 256: 16, 512: 32}
 
+PerBlock = Sequence[torch.Tensor | None]  # a condition for every up-block
+
 
 class InitLayer(nn.Module):
     """z to a map of 4×4 pixels times the aspect: SN transposed convolution, batch norm, gated linear unit."""
@@ -152,25 +154,36 @@ class Generator(nn.Module):
         noise level `sigma` where the generator takes one. `noise`: source of per-pixel noise; None for none.
         Raises ValueError when a condition is missing or not expected.
         """
-        return self._images(z, c, h, sigma, noise)[0]
+        return self.synthesize(z, *self.block_conditions(z, c, h, sigma), noise)
 
     def pair(self, z: torch.Tensor, c: torch.Tensor | None = None, h: torch.Tensor | None = None,
              sigma: float | torch.Tensor | None = None,
              noise: NoiseSource | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The image of `forward` and a small one, whose short side is `small_side`; of an original FastGAN only."""
-        img, small = self._images(z, c, h, sigma, noise)
+        img, small = self._images(z, *self.block_conditions(z, c, h, sigma), noise)
         if small is None:
             raise ValueError("only an original FastGAN makes a second image")
         return img, small
 
-    def _images(self, z: torch.Tensor, c: torch.Tensor | None, h: torch.Tensor | None,
-                sigma: float | torch.Tensor | None,
+    def block_conditions(self, z: torch.Tensor, c: torch.Tensor | None = None, h: torch.Tensor | None = None,
+                         sigma: float | torch.Tensor | None = None) -> tuple[PerBlock, PerBlock]:
+        """What `synthesize` takes, equal for all blocks: the embedded c ``[N, embed_dim]`` and ĥ (Eq. 6).
+
+        None for what G isn't conditioned on. Arguments and errors as in `forward`.
+        """
+        embed, h_hat = embed_condition(self.embed, c), modulate_h(self.modulation, h, z, sigma)
+        return [embed] * len(self.blocks), [h_hat] * len(self.blocks)
+
+    def synthesize(self, z: torch.Tensor, embeds: PerBlock, h_hats: PerBlock,
+                   noise: NoiseSource | None = None) -> torch.Tensor:
+        """The image of `forward` from z and, for every up-block, an embedded c and a ĥ (see `block_conditions`)."""
+        return self._images(z, embeds, h_hats, noise)[0]
+
+    def _images(self, z: torch.Tensor, embeds: PerBlock, h_hats: PerBlock,
                 noise: NoiseSource | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        embed = embed_condition(self.embed, c)
-        h_hat = modulate_h(self.modulation, h, z, sigma)
         x = self.init(normalize_second_moment(z))
         gates, small = {4: x}, None
-        for name, block in self.blocks.items():
+        for (name, block), embed, h_hat in zip(self.blocks.items(), embeds, h_hats, strict=True):
             side = int(name)
             x = block(x, embed, h_hat, noise)
             if name in self.skips:

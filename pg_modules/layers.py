@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
+from pg_modules.upsample_conv import upsample_conv2d
 
 # (n, height, width) -> [n, 1, height, width] standard normal noise.
 NoiseSource = Callable[[int, int, int], torch.Tensor]
 
 SN_EPS = 1e-12
+LARGER = 8  # times a sample's size, from which on a weight isn't divided
 
 
 class _SpectralNorm(nn.Module):
@@ -35,8 +37,8 @@ class _SpectralNorm(nn.Module):
             vector = torch.randn(size, device=self.weight.device, dtype=self.weight.dtype)
             self.register_buffer(name, F.normalize(vector, dim=0, eps=SN_EPS))
 
-    def normalized_weight(self) -> torch.Tensor:
-        """The weight divided by its spectral norm, in float32 at least; advances u and v in training mode."""
+    def sigma(self) -> torch.Tensor:
+        """The estimate, a scalar in float32 at least; advances u and v in training mode."""
         # Autocast would run the matrix products in bfloat16, whose rounding is as large as the steps of u and v.
         with torch.autocast(self.weight.device.type, enabled=False):
             weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
@@ -45,14 +47,29 @@ class _SpectralNorm(nn.Module):
             if self.training:
                 with torch.no_grad():
                     v = F.normalize(torch.mv(matrix.t(), u), dim=0, eps=SN_EPS)
-                    u = F.normalize(torch.mv(matrix, v), dim=0, eps=SN_EPS)
-                    self.u.copy_(u)
-                    self.v.copy_(v)
             elif torch.is_grad_enabled():
                 # A later pass in training mode overwrites the buffers; the graph needs these values.
                 u, v = u.clone(), v.clone()
-            sigma = torch.dot(u, torch.mv(matrix, v))
-            return (weight / sigma).to(self.weight.dtype)
+            left = torch.mv(matrix, v)
+            if self.training:
+                u = F.normalize(left.detach(), dim=0, eps=SN_EPS)
+                self.u.copy_(u)
+                self.v.copy_(v)
+            return torch.dot(u, left)
+
+    def normalized_weight(self) -> torch.Tensor:
+        """The weight divided by `sigma`."""
+        return (self.weight / self.sigma()).to(self.weight.dtype)
+
+    def divided(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x ``[N, …]`` and the weight, one of them divided by `sigma`, for an operation that is linear in both.
+
+        A weight that is much larger than a sample of x stays as it is: to divide it, forward and backward, would
+        take longer and several times its memory.
+        """
+        if LARGER * x.shape[1:].numel() <= self.weight.numel():
+            return x / self.sigma(), self.weight
+        return x, self.normalized_weight()
 
 
 class SNConv2d(_SpectralNorm, nn.Conv2d):
@@ -65,7 +82,7 @@ class SNConv2d(_SpectralNorm, nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[N, in, H, W]`` to ``[N, out, H', W']``."""
-        return self._conv_forward(x, self.normalized_weight(), self.bias)
+        return self._conv_forward(*self.divided(x), self.bias)
 
 
 class SNLinear(_SpectralNorm, nn.Linear):
@@ -77,7 +94,7 @@ class SNLinear(_SpectralNorm, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[N, in]`` to ``[N, out]``."""
-        return F.linear(x, self.normalized_weight(), self.bias)
+        return F.linear(*self.divided(x), self.bias)
 
 
 class SNConvTranspose2d(_SpectralNorm, nn.ConvTranspose2d):
@@ -92,32 +109,18 @@ class SNConvTranspose2d(_SpectralNorm, nn.ConvTranspose2d):
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """``[N, in, H, W]`` to ``[N, out, H + kernel_size - 1, W + kernel_size - 1]``; no other `output_size`."""
         assert output_size is None
-        return F.conv_transpose2d(x, self.normalized_weight(), self.bias)
+        return F.conv_transpose2d(*self.divided(x), self.bias)
 
 
 class SNUpConv2d(SNConv2d):
-    """Nearest-neighbour ×2, then a spectrally normalised 3×3 convolution without bias.
-
-    Both are one transposed 4×4 convolution of stride 2: the same numbers from 4 instead of 9 products
-    per output, and the enlarged input is never stored.
-    """
+    """Nearest-neighbour ×2, then a spectrally normalised 3×3 convolution without bias, as `upsample_conv2d`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[N, in, H, W]`` to ``[N, out, 2H, 2W]``."""
-        return F.conv_transpose2d(x, upsampling_kernel(self.normalized_weight()), stride=2, padding=1)
-
-
-def upsampling_kernel(weight: torch.Tensor) -> torch.Tensor:
-    """Kernel ``[in, out, 4, 4]`` whose transposed convolution is nearest ×2 and then ``weight [out, in, 3, 3]``.
-
-    Output pixels 2i and 2i+1 see each input pixel through one or two neighbouring taps, whose sums these are.
-    """
-    taps = F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
-    rows = taps[:, :, 1:] + taps[:, :, :-1]
-    return rows[:, :, :, 1:] + rows[:, :, :, :-1]
+        return upsample_conv2d(*self.divided(x))
 
 
 class NoiseInjection(nn.Module):
