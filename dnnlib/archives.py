@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import gzip
 import os
-import pickle
 import re
 import struct
-import tarfile
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from dnnlib import cifar
 from dnnlib.images import ImageSource, open_source
 from dnnlib.util import UserError
 
-_DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError, pickle.UnpicklingError, struct.error)
+_DAMAGED = (OSError, EOFError, zlib.error, struct.error)
+_LMDB_META, _LMDB_MAGIC = 152, 0xBEEFC0DE.to_bytes(4, sys.byteorder)  # bytes of a page's head with its meta data
+_MAX_MNIST = 10_000_000  # images; the largest relative has 814,255
 
 
 class PackedSource(ImageSource):
@@ -28,56 +30,21 @@ class PackedSource(ImageSource):
     classes: list[str] | None = None
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads the plain numpy arrays and strings of CIFAR-10's batches and nothing that could run code."""
-
-    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: text.encode("latin1")
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
-        return self._ALLOWED[module, name]
-
-
 class _CifarSource(PackedSource):
     """CIFAR-10 python version: the 5 training batches of `cifar-10-python.tar.gz` (32x32, 10 classes)."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.labels = {}
-        for name, content in self._members(r"data_batch_\d+|batches\.meta"):
-            if name == "batches.meta":
-                self.classes = [_text(c) for c in content.get(b"label_names", [])]
-                continue
-            for index, label in enumerate(content[b"labels"]):
-                self.labels[f"{name}/{index:05d}"] = int(label)
+        for name, part in cifar.read(path, r"data_batch_\d+|batches\.meta"):
+            if isinstance(part, cifar.Batch):
+                self.labels |= {f"{name}/{index:05d}": label for index, label in enumerate(part.labels)}
+            else:
+                self.classes = part
         if not self.labels:
             remedy = "unpack it and give the folder as --source"
             raise UserError(f"{path} is not the CIFAR-10 python archive (no data_batch_1); {remedy}.")
         self.names = sorted(self.labels)
-
-    def _members(self, pattern: str) -> Iterator[tuple[str, dict[bytes, Any]]]:
-        try:
-            with tarfile.open(self.path, "r:*") as tar:
-                for member in tar:
-                    name = os.path.basename(member.name)
-                    file = tar.extractfile(member) if re.fullmatch(pattern, name) else None
-                    if file is None:
-                        continue
-                    content = _ArrayUnpickler(file, encoding="bytes").load()
-                    batch = name != "batches.meta"
-                    if not isinstance(content, dict) or (batch and not _is_batch(content)):
-                        raise UserError(f"{self.path}: {member.name} is not a CIFAR-10 batch.")
-                    yield name, content
-        except _DAMAGED as error:
-            raise UserError(f"{self.path} is damaged ({_reason(error)}); download it again.") from error
 
     def payloads(self, names: Sequence[str]) -> Iterator[bytes | np.ndarray | None]:
         # Each batch (30 MB) is read when its first image is asked for; `names` are sorted by batch.
@@ -86,26 +53,11 @@ class _CifarSource(PackedSource):
         for name in names:
             batch, index = name.split("/")
             if batch != loaded:
-                _, content = next(self._members(re.escape(batch)))
-                images, loaded = content[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), batch
+                _, part = next(cifar.read(self.path, re.escape(batch)))
+                assert isinstance(part, cifar.Batch)
+                images, loaded = part.pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), batch
             assert images is not None
             yield np.ascontiguousarray(images[int(index)])
-
-
-def _reason(error: BaseException) -> str:
-    """The error's first line (tarfile explains itself in six)."""
-    return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _is_batch(content: dict[bytes, Any]) -> bool:
-    data, labels = content.get(b"data"), content.get(b"labels")
-    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
-        return False
-    return isinstance(labels, list) and len(labels) == len(data) and all(type(x) is int for x in labels)
 
 
 class _MnistSource(PackedSource):
@@ -123,10 +75,11 @@ class _MnistSource(PackedSource):
                 magic, count, self._rows, self._columns = struct.unpack(">4I", file.read(16))
             with gzip.open(labels_path) as file:
                 label_magic, label_count = struct.unpack(">2I", file.read(8))
-                labels = file.read(label_count)
+                labels = file.read(min(label_count, _MAX_MNIST))
         except _DAMAGED as error:
             raise UserError(f"{path} or its labels are damaged ({error}); download them again.") from error
-        sound = (magic, label_magic) == (2051, 2049) and 0 < max(self._rows, self._columns) <= 4096
+        sides = (self._rows, self._columns)
+        sound = (magic, label_magic) == (2051, 2049) and min(sides) > 0 and max(sides) <= 4096
         if not sound or not count == label_count == len(labels):
             raise UserError(f"{path} and {labels_path.name} do not fit together as MNIST images and labels.")
         self.names = [f"{index:08d}" for index in range(count)]
@@ -159,7 +112,11 @@ class _LsunSource(PackedSource):
     def payloads(self, names: Sequence[str]) -> Iterator[bytes | np.ndarray | None]:
         with _LmdbReader(self.path) as transaction:
             for name in names:
-                yield bytes(transaction.get(name.encode("latin1")))
+                value = transaction.get(name.encode("latin1"))
+                if value is None:
+                    raise UserError(f"{self.path} is a damaged lmdb folder: it lists {name} but can't find it; "
+                                    "download it again.")
+                yield bytes(value)
 
 
 class _LmdbReader:
@@ -172,6 +129,8 @@ class _LmdbReader:
         import lmdb  # only LSUN needs it
 
         self._error = lmdb.Error
+        if not _is_whole(self._path / "data.mdb"):
+            raise UserError(f"{self._path} is not a readable lmdb folder (truncated, or none); download it again.")
         try:
             self._env = lmdb.open(str(self._path), readonly=True, lock=False, readahead=False, max_readers=1)
             self._transaction = self._env.begin()
@@ -187,6 +146,21 @@ class _LmdbReader:
 
     def _damaged(self, error: BaseException) -> UserError:
         return UserError(f"{self._path} is not a readable lmdb folder ({error}); download it again.")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an lmdb file has all the pages that it speaks of. The library maps them unseen and would crash."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        first = file.read(_LMDB_META)
+        page = int.from_bytes(first[40:44], sys.byteorder)
+        file.seek(page)
+        second = file.read(_LMDB_META)
+    for meta in (first, second):  # two, used in turn
+        last = int.from_bytes(meta[136:144], sys.byteorder)
+        if meta[16:20] != _LMDB_MAGIC or not 512 <= page <= 65536 or (last + 1) * page > size:
+            return False
+    return True
 
 
 def open_any(path: str | os.PathLike) -> ImageSource:

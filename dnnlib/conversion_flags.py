@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from dnnlib.sizes import format_size, is_valid_resolution, is_valid_size, suggest_size
-from dnnlib.util import UserError
+from dnnlib.util import UserError, parse_json
 
 
 def parse_resolution(text: str, transform: str | None) -> tuple[int, int]:
@@ -49,10 +48,10 @@ def read_split(option: str) -> list[str]:
     if not colon or Path(option).is_file():
         file, key = option, ""
     try:
-        content = json.loads(Path(file).read_bytes())
+        content = parse_json(Path(file).read_bytes())
     except OSError as error:
         raise UserError(f"--include={option}: cannot read {file} ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"--include={option}: {file} is not valid JSON ({error}).") from error
     lists = {k: v for k, v in content.items() if isinstance(v, list)} if isinstance(content, dict) else {}
     if key not in lists:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.pixels import center_crop, decode, pad, resize
-from dnnlib.util import UserError
+from dnnlib.util import UserError, format_bytes, parse_json
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -33,7 +33,8 @@ IMAGE_EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
     ]
 )
-MAX_ENTRY_BYTES = 1 << 30  # a zip entry that claims to unpack to more than this is refused
+MAX_FILE_BYTES = 1 << 29  # of a picture, unpacked: what Pillow's limit of pixels takes as an uncompressed TIFF, twice
+JSON_BYTES, JSON_BYTES_PER_IMAGE = 16 << 20, 4096  # of dataset.json: Python needs up to 30 times as much for its values
 
 
 def is_image_name(name: str) -> bool:
@@ -66,7 +67,7 @@ class ImageSource:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _bytes(self, name: str, limit: int) -> bytes:
+    def _bytes(self, name: str, limit: int, most: int) -> bytes:
         raise UserError(f"{self.path}: {name} is packed with other images and cannot be read alone.")
 
     def _has(self, name: str) -> bool:
@@ -75,10 +76,13 @@ class ImageSource:
     def close(self) -> None:
         """Frees the file handle; the source opens it again when it is read once more."""
 
-    def read(self, name: str, limit: int = -1) -> bytes:
-        """The bytes of file `name` (only the first `limit` if given). `UserError` if it can't be read."""
+    def read(self, name: str, limit: int = -1, most: int = MAX_FILE_BYTES) -> bytes:
+        """The bytes of file `name` (only the first `limit` if given).
+
+        `UserError` if it can't be read, is no regular file, or has more than `most` bytes.
+        """
         try:
-            return self._bytes(name, limit)
+            return self._bytes(name, limit, most)
         except UserError:
             raise
         except Exception as error:  # a damaged zip raises BadZipFile, zlib.error, EOFError, NotImplementedError, ...
@@ -89,8 +93,8 @@ class ImageSource:
         if not self._has(name):
             return None
         try:
-            value = json.loads(self.read(name))
-        except (ValueError, RecursionError) as error:
+            value = parse_json(self.read(name, most=JSON_BYTES + JSON_BYTES_PER_IMAGE * len(self.names)))
+        except ValueError as error:
             raise UserError(f"{self.path}: {name} is not valid JSON ({error}); correct or remove it.") from error
         if not isinstance(value, dict):
             raise UserError(f"{self.path}: {name} must hold a JSON object with the key 'labels'; correct or remove it.")
@@ -115,9 +119,13 @@ class _FolderSource(ImageSource):
             self.names += [name for file in files if is_image_name(name := (relative / file).as_posix())]
         self.names.sort()
 
-    def _bytes(self, name: str, limit: int) -> bytes:
+    def _bytes(self, name: str, limit: int, most: int) -> bytes:
+        found = os.stat(self.path / name)
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
+            raise UserError(f"{self.path}: {name} is no regular file; remove it.")
+        _check_length(self.path, name, found.st_size, most)
         with open(self.path / name, "rb") as file:
-            return file.read(limit)
+            return file.read(limit if limit >= 0 else most)
 
     def _has(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -137,6 +145,10 @@ class _ZipSource(ImageSource):
                 raise UserError(f"{path}: entry {name!r} occurs twice; pack the zip again with unique names.")
             if info.flag_bits & 1:
                 raise UserError(f"{path}: entry {name!r} is encrypted; pack the zip again without a password.")
+            # zipfile unpacks other methods without a bound on memory.
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"{path}: entry {name!r} is packed by an unusual method; pack the zip again with the "
+                                "usual one (deflate).")
             listed.add(name)
         self.names = sorted(filter(is_image_name, listed))
 
@@ -150,12 +162,13 @@ class _ZipSource(ImageSource):
             self._pid = os.getpid()
         return self._zip
 
-    def _bytes(self, name: str, limit: int) -> bytes:
+    def _bytes(self, name: str, limit: int, most: int) -> bytes:
         archive = self._open()
-        if archive.getinfo(name).file_size > MAX_ENTRY_BYTES:
-            raise UserError(f"{self.path}: {name} unpacks to more than 1 GiB, which no image needs.")
+        size = archive.getinfo(name).file_size
+        _check_length(self.path, name, size, most)
         with archive.open(name) as file:
-            return file.read(limit)
+            # Never without a number: zipfile would unpack up to 2 GiB, whatever size the entry claims.
+            return file.read(size if limit < 0 else min(limit, size))
 
     def _has(self, name: str) -> bool:
         return name in self._open().NameToInfo
@@ -169,11 +182,17 @@ class _ZipSource(ImageSource):
         return {**self.__dict__, "_zip": None, "_pid": -1}
 
 
+def _check_length(path: Path, name: str, size: int, most: int) -> None:
+    if size > most:
+        raise UserError(f"{path}: {name} has {format_bytes(size)}, more than the {format_bytes(most)} that are read; "
+                        "remove it.")
+
+
 def open_source(path: str | os.PathLike) -> ImageSource:
     """Opens a folder (searched with its subfolders) or a zip of images.
 
     `UserError` if `path` is missing, is neither of the two, holds no image, or is a zip with entries
-    that are duplicate, encrypted or lead outside of it.
+    that are duplicate, encrypted, packed by an unusual method, or lead outside of it.
     """
     path = Path(path)
     if path.is_dir():

@@ -9,13 +9,16 @@ from typing import Any
 
 from dnnlib.archives import PackedSource
 from dnnlib.images import ImageSource, strip_extension
-from dnnlib.util import UserError
+from dnnlib.util import UserError, one_line
+
+MAX_CLASSES = 1_000_000  # a vector of this width is made for every image
 
 
 def read_labels(content: dict[str, Any] | None, names: Sequence[str], path: str | os.PathLike) -> dict[str, int] | None:
     """Labels of all `names` from the `content` of the dataset.json in `path`; None if it has none.
 
-    `UserError` naming the file if a label has no image, an image no label, or a label isn't an integer >= 0.
+    `UserError` naming the file if a label has no image, an image no label, or a label isn't an integer from 0 to below
+    `MAX_CLASSES`.
     """
     pairs = (content or {}).get("labels")
     if pairs is None:
@@ -31,6 +34,9 @@ def read_labels(content: dict[str, Any] | None, names: Sequence[str], path: str 
         name, label = pair[0].replace("\\", "/"), pair[1]
         if type(label) is not int or label < 0:
             raise UserError(f"{path}: the label of {name} is {label!r}, not an integer >= 0; {remedy}.")
+        if label >= MAX_CLASSES:
+            raise UserError(f"{path}: the label of {name} is {label}; classes are numbered from 0 to at most "
+                            f"{MAX_CLASSES - 1}; {remedy}.")
         if name not in known:
             raise UserError(f"{path}: dataset.json has a label for {name}, which is not in the set; {remedy}.")
         if name in labels:
@@ -50,8 +56,9 @@ def read_classes(content: dict[str, Any] | None, labels: dict[str, int], path: s
     classes = (content or {}).get("classes")
     if classes is None:
         return None
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise UserError(f"{path}: 'classes' in dataset.json must be a list of names; correct or remove it.")
+    if not isinstance(classes, list) or len(classes) > MAX_CLASSES or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{path}: 'classes' in dataset.json must be a list of names, {MAX_CLASSES} at most; correct "
+                        "or remove it.")
     for name, label in labels.items():
         if label >= len(classes):
             raise UserError(f"{path}: dataset.json has label {label} for {name} but {len(classes)} "
@@ -109,7 +116,7 @@ def select(origins: dict[str, str], listed: Iterable[str], option: str) -> tuple
             raise UserError(f"--include={option}: {entry} fits {found[0]} and {found[1]}; list it with its folder.")
         chosen.update(found)
         if not found:
-            missing.append(entry)
+            missing.append(one_line(entry))
     if not chosen:
         raise UserError(f"--include={option}: none of its {len(missing)} names is in the source (first: {missing[0]}).")
     return [name for name in origins if name in chosen], missing

@@ -15,6 +15,10 @@ WHITE = (255, 255, 255)
 # Pillow only warns between its pixel limit and twice that; everywhere in this project it is an error.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
+# The formats of `dnnlib.images.IMAGE_EXTENSIONS`. Pillow would open others whatever their name says, and some of them
+# call programs (EPS: Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+
 # EXIF orientation -> what turns the stored pixels upright (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,7 +39,7 @@ def decode(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> 
     decompression-bomb limit.
     """
     try:
-        with Image.open(io.BytesIO(data)) as img:
+        with open_image(data) as img:
             _refuse_bomb(img, name)
             img.load()
             return _to_rgb(img, name, background)
@@ -47,6 +51,11 @@ def decode(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> 
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "the format is unknown" if unknown else str(error).partition("\n")[0]
         raise UserError(f"{name} is not a readable image ({reason or type(error).__name__}).") from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The picture in `data`, its pixels not yet read: one of `FORMATS`. Raises what Pillow raises."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _bomb(name: str) -> UserError:
@@ -80,7 +89,11 @@ def _scaled_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     top = 1.0 if values.dtype.kind == "f" else 65535.0
     if not (values.min() >= 0 and values.max() <= top):  # also catches NaN
         raise UserError(f"{name} has pixel values outside of 0..{top:g}; save it with 8 or 16 bits per channel.")
-    return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+    grey = np.empty(values.shape, np.uint8)
+    step = max((1 << 20) // values.shape[1], 1)
+    for start in range(0, len(values), step):  # in pieces, since float64 is eight times the picture
+        grey[start : start + step] = np.rint(values[start : start + step].astype(np.float64) * (255 / top))
+    return grey
 
 
 def resize(img: np.ndarray, width: int, height: int) -> np.ndarray:

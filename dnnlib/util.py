@@ -5,22 +5,38 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
+
+MAX_MESSAGE = 2000  # characters
+
+
+def one_line(text: str) -> str:
+    """`text` as one line that can't steer a terminal: what isn't printable is escaped, the middle of too much left out.
+
+    Names and values that messages quote come out of files.
+    """
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE * 3 // 4]} … {text[-MAX_MESSAGE // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 class UserError(click.ClickException):
     """Bad input from outside. Printed as one line by every command, which then exits with code 2.
 
-    The message names the file and the flag and says what to do instead.
+    The message names the file and the flag and says what to do instead; it is made `one_line`.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 @contextlib.contextmanager
@@ -74,6 +90,24 @@ def write_error(path: str | os.PathLike, error: OSError) -> UserError:
         errno.EROFS: "the file system is read-only; choose another folder",
     }.get(error.errno or 0, error.strerror or str(error))
     return UserError(f"Cannot write {path}: {remedy}. Nothing was changed.")
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text, by the standard: no NaN, no key twice. ValueError otherwise, and for wild depth."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def content_hash(path: str | os.PathLike) -> str:

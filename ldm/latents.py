@@ -10,10 +10,15 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from dnnlib.build_limit import limit_for, limited
 from dnnlib.cli import format_seeds
+from ldm.checks import SPACES, check_model
 from ldm.prior import Prior
 from ldm.settings import Sampling
 from torch_utils import checkpoint
+
+# Parts that a file of stored latents has beside its seeds and classes.
+_PARTS: dict[str, type] = {"latents": torch.Tensor, "settings": dict, "ldm": str, "provenance": dict}
 
 
 class LatentSource(abc.ABC):
@@ -63,25 +68,34 @@ class FileSource(LatentSource):
         if "seeds" not in state:
             raise UserError(f"{path} holds the latents that a model was trained on, not samples; give the *.pkl of a "
                             "latent diffusion run beside it, or a file of ldm/sample.py.")
-        try:
-            self.latents: torch.Tensor = state["latents"]
-            self.rows = {int(seed): row for row, seed in enumerate(state["seeds"])}
-            self.settings: dict[str, Any] = state["settings"]
-            self.ldm: str = state["ldm"]
-            self.space = state.get("space", "f")
-            self.labels = state.get("labels")
-            self.provenance = {**state["provenance"], "latents": path, "ldm_h": "renoised"}
-            self.latent_shape = tuple(self.latents.shape[1:])
-            fits = len(self.latents) == len(state["seeds"])
-            differing = [key for key, value in asked.items() if value is not None and value != self.settings.get(key)]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: parts are missing. Write it anew with ldm/sample.py.") from error
-        if not fits:
-            raise UserError(f"{path} is damaged: latents and seeds do not fit. Write it anew with ldm/sample.py.")
+        self._check(path, state)
+        self.latents: torch.Tensor = state["latents"]
+        self.rows = {seed: row for row, seed in enumerate(state["seeds"])}
+        self.settings: dict[str, Any] = state["settings"]
+        self.ldm: str = state["ldm"]
+        self.space = state.get("space", "f")
+        self.labels = state.get("labels")
+        self.provenance = {**state["provenance"], "latents": path, "ldm_h": "renoised"}
+        self.latent_shape = tuple(self.latents.shape[1:])
+        differing = [key for key, value in asked.items() if value is not None and value != self.settings.get(key)]
         if differing:
             raise UserError(f"{path} was sampled with {', '.join(f'{k} {self.settings.get(k)}' for k in differing)}; "
                             f"leave out {', '.join(map(_flag, differing))}, or give the checkpoint {self.ldm} instead.")
         self.path = path
+
+    @staticmethod
+    def _check(path: str, state: Mapping[str, Any]) -> None:
+        """`UserError` unless all parts are there, of their kinds and lengths."""
+        seeds, labels = state["seeds"], state.get("labels")
+        of_kind = [isinstance(state.get(key), kind) for key, kind in _PARTS.items()]
+        if not all(of_kind) or not _are_numbers(seeds) or not (labels is None or _are_numbers(labels)):
+            raise UserError(f"{path} is damaged: parts are missing or of another kind. Write it anew with "
+                            "ldm/sample.py.")
+        latents: torch.Tensor = state["latents"]
+        if not latents.is_floating_point() or latents.ndim != 4 or not len(latents) == len(seeds) == len({*seeds}):
+            raise UserError(f"{path} is damaged: latents and seeds do not fit. Write it anew with ldm/sample.py.")
+        if set(state["settings"]) != set(Sampling().state()) or state.get("space", "f") not in SPACES:
+            raise UserError(f"{path} has settings that this version doesn't know. Write it anew with ldm/sample.py.")
 
     def __call__(self, seeds: Sequence[int]) -> torch.Tensor:
         missing = [seed for seed in seeds if seed not in self.rows]
@@ -97,6 +111,10 @@ class FileSource(LatentSource):
         """Those of the file's settings that differ from the defaults, as ``ldm/sample.py`` takes them."""
         usual = Sampling().state()
         return " ".join(f"{_flag(key)} {value}" for key, value in self.settings.items() if value != usual[key])
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _flag(key: str) -> str:
@@ -122,7 +140,9 @@ def open_latents(path: str | os.PathLike, gan_hash: str, device: torch.device, a
     if state.get("labels") is None:
         asked = {key: value for key, value in asked.items() if key != "class_idx"}
     if "ema" in state:
-        return PriorSource(Prior(str(path), state, device), Sampling.asked(asked), batch_size, sigma)
+        check_model(path, state)
+        with limited(limit_for(state["ema"])):
+            return PriorSource(Prior(str(path), state, device), Sampling.asked(asked), batch_size, sigma)
     if sigma is not None:
         raise UserError(f"--ldm-h truncated ends the chain early, but {path} holds finished latents; give the "
                         f"checkpoint {state.get('ldm', 'of ldm/train.py')} instead.")

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from dnnlib.build_limit import limit_for, limited
 from ldm import ddim, denoiser, dpm, langevin, schedule
+from ldm.checks import NORMALIZATIONS, check_model
 from ldm.settings import Sampling
 from ldm.whitening import Whitening
 from torch_utils import checkpoint
 from torch_utils.rng import mix_seed, sample_normal
-
-NORMALIZATIONS = ("rms", "unit", "none")
 
 
 def normalize(f: torch.Tensor, kind: str) -> torch.Tensor:
@@ -156,4 +156,7 @@ class Prior:
 
 def load_prior(path: str | os.PathLike, device: torch.device) -> Prior:
     """The model of an ``ldm`` checkpoint; `UserError` for a missing, wrong or damaged file."""
-    return Prior(str(path), checkpoint.load(path, "ldm"), device)
+    state = checkpoint.load(path, "ldm")
+    check_model(path, state)
+    with limited(limit_for(state["ema"])):
+        return Prior(str(path), state, device)

@@ -2,7 +2,8 @@
 
 A checkpoint is a nest of dict, list, tuple, str, int, float, bool, None and tensors. On disk it is what
 ``torch.save`` makes of ``{"format", "kind", "json", "tensors"}`` with the structure as JSON and the
-tensors by number, so that ``torch.load(weights_only=True)`` opens it and nothing in it can run.
+tensors by number, so that ``torch.load(weights_only=True)`` opens it and nothing in it can run. It is read here by
+`checkpoint_file.read`, which trusts the file even less.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
-import struct
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import torch
 
 from dnnlib import UserError, atomic_write, format_bytes
 from dnnlib.util import write_error
+from torch_utils import checkpoint_file
+from torch_utils.inert_data import Unsafe
 
 FORMAT = "dicgan-1"
 
@@ -32,15 +33,25 @@ KINDS = {
     "stats": "a cache of feature statistics",
 }
 
+# Parts that are tables, in whatever kind they occur.
+_TABLES = ("config", "G", "D", "G_ema", "ema", "progress", "conditioning", "versions", "settings", "provenance")
+
 
 def pack(state: Any, tensors: list[torch.Tensor]) -> Any:
-    """JSON-ready copy of `state`; every tensor is appended to `tensors` and replaced by its number."""
+    """JSON-ready copy of `state`; every tensor is appended to `tensors` and replaced by its number.
+
+    Raises TypeError for what a checkpoint can't hold.
+    """
     if isinstance(state, torch.Tensor):
+        if state.dtype not in checkpoint_file.DTYPES.values():
+            raise TypeError(f"a checkpoint can't hold tensors of {state.dtype}")
         tensors.append(state.detach().cpu().contiguous())
         return {"$tensor": len(tensors) - 1}
     if isinstance(state, dict):
         # A list of pairs keeps the order and the integer keys of optimizer states.
-        return {"$dict": [[pack(key, tensors), pack(value, tensors)] for key, value in state.items()]}
+        if not all(isinstance(key, (str, int)) for key in state):
+            raise TypeError("a checkpoint can't hold dictionaries with keys that are neither text nor whole numbers")
+        return {"$dict": [[key, pack(value, tensors)] for key, value in state.items()]}
     if isinstance(state, tuple):
         return {"$tuple": [pack(value, tensors) for value in state]}
     if isinstance(state, list):
@@ -51,16 +62,26 @@ def pack(state: Any, tensors: list[torch.Tensor]) -> Any:
 
 
 def unpack(packed: Any, tensors: list[torch.Tensor]) -> Any:
-    """Inverse of `pack`; raises ValueError, KeyError or IndexError on a malformed tree."""
+    """Inverse of `pack`; raises ValueError, TypeError or RecursionError on a malformed tree."""
     if isinstance(packed, list):
         return [unpack(value, tensors) for value in packed]
-    if isinstance(packed, dict):
-        if "$tensor" in packed:
-            return tensors[packed["$tensor"]]
-        if "$tuple" in packed:
-            return tuple(unpack(value, tensors) for value in packed["$tuple"])
-        return {unpack(key, tensors): unpack(value, tensors) for key, value in packed["$dict"]}
-    return packed
+    if not isinstance(packed, dict):
+        return packed
+    if len(packed) != 1:
+        raise ValueError("a node of no kind")
+    kind, content = next(iter(packed.items()))
+    if kind == "$tensor":
+        if type(content) is not int or not 0 <= content < len(tensors):
+            raise ValueError("a tensor that isn't there")
+        return tensors[content]
+    if not isinstance(content, list) or kind not in ("$tuple", "$dict"):
+        raise ValueError("a node of no kind")
+    if kind == "$tuple":
+        return tuple(unpack(value, tensors) for value in content)
+    state = {key: unpack(value, tensors) for key, value in content}
+    if len(state) < len(content) or not all(isinstance(key, (str, int)) for key in state):
+        raise ValueError("a key that occurs twice or is none")
+    return state
 
 
 def save(path: str | os.PathLike, kind: str, state: dict[str, Any]) -> None:
@@ -109,30 +130,52 @@ def load(path: str | os.PathLike, kind: str | tuple[str, ...]) -> dict[str, Any]
         )
     try:
         state = unpack(json.loads(record["json"]), record["tensors"])
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: its table of contents does not fit. Use another snapshot.") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is damaged: it holds no named entries. Use another snapshot.")
+    odd = [name for name in _TABLES if not isinstance(state.get(name, {}), dict)]
+    if odd:
+        raise UserError(f"{path} is damaged: {odd[0]} holds no named entries. Use another snapshot.")
+    for name, tensor in _named_tensors(state):
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path} holds values that are not finite ({name}): its training had diverged, or the file "
+                            "is damaged. Use an earlier snapshot.")
     return state
 
 
+def _named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a state with their places in it, such as ``G_ema/blocks.8.conv1.weight``."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from _named_tensors(value, f"{name}/{key}" if name else str(key))
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from _named_tensors(value, f"{name}/{index}")
+
+
 def kind_of(path: str | os.PathLike) -> str:
-    """The kind of the checkpoint under `path`; `UserError` as in `load`."""
-    return _read_record(path)["kind"]
+    """The kind of the checkpoint under `path`, of which no tensor is read; `UserError` as in `load`."""
+    return _read_record(path, with_tensors=False)["kind"]
 
 
-def _read_record(path: str | os.PathLike) -> dict[str, Any]:
+def _read_record(path: str | os.PathLike, with_tensors: bool = True) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"{path} does not exist; give the path of a checkpoint file (*.pkl).")
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                raise Unsafe("it is no file of torch.save")
+        record = checkpoint_file.read(path, with_tensors)
+    except Unsafe as error:
         raise UserError(
-            f"{path} is not a checkpoint of this project: it is no pickle or holds code or foreign classes, "
-            "which are never run. Give a network-snapshot-*.pkl that train.py or ldm/train.py wrote."
+            f"{path} is not a checkpoint of this project: it is another kind of file, or holds code or foreign "
+            f"classes, which are never run ({error}). Give a network-snapshot-*.pkl that train.py or ldm/train.py "
+            "wrote; pickles of the official code go through export.py import-official."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            AssertionError, struct.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile raises nearly anything on damaged files
         raise UserError(
             f"{path} cannot be read as a checkpoint: truncated or damaged ({_first_line(error)}). Use another snapshot."
         ) from error
@@ -140,8 +183,9 @@ def _read_record(path: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of this project; give one that train.py or ldm/train.py wrote.")
     if record["format"] != FORMAT:
         raise UserError(f"{path} has format {record['format']}; this version reads {FORMAT}.")
-    if not (isinstance(record.get("json"), str) and isinstance(record.get("tensors"), list)
-            and isinstance(record.get("kind"), str)):
+    tensors = record.get("tensors")
+    if not (isinstance(record.get("json"), str) and isinstance(record.get("kind"), str) and isinstance(tensors, list)
+            and all(isinstance(tensor, torch.Tensor) for tensor in tensors if with_tensors)):
         raise UserError(f"{path} is damaged: parts are missing. Use another snapshot.")
     return record
 

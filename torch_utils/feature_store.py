@@ -35,7 +35,7 @@ class FeatureStore:
         """The store that `build` left under `path`, as a memory map. Raises `UserError` for anything else."""
         try:
             return cls(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy reads the header as Python's syntax, which raises nearly anything
             raise UserError(f"{path} is not a feature file; delete it and run the same command again") from error
 
     @classmethod

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
 import mmap
 import os
@@ -16,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dnnlib import UserError
+from dnnlib.fingerprint import set_fingerprint
 from dnnlib.images import ImageSource, decode, open_source
 from dnnlib.labels import read_classes, read_labels
+from dnnlib.pixels import open_image
 from dnnlib.sizes import format_size, is_valid_size, suggest_resolution
 from training.holdout import part_names
 
@@ -139,17 +137,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the names, bytes and labels of the files used; the same for a folder and its zip.
-
-        Labels count whether or not they are used. Reads every file, at the first access only.
-        """
-        digest = hashlib.sha256()
-        for name in self.names:
-            digest.update(json.dumps([name, hashlib.sha256(self._source.read(name)).hexdigest()]).encode())
-        labels = (self._source.json() or {}).get("labels")
-        lines = [json.dumps(pair, sort_keys=True) for pair in labels] if isinstance(labels, list) else []
-        digest.update(json.dumps(sorted(lines)).encode())
-        return digest.hexdigest()
+        """`set_fingerprint` of the files used. Reads every file, at the first access only."""
+        return set_fingerprint(self._source, self.names, self._source.json())
 
     @property
     def cached(self) -> bool:
@@ -229,7 +218,7 @@ def _suggest(source: ImageSource) -> str:
     sizes = []
     for name in source.names[:: max(len(source.names) // 200, 1)]:
         try:
-            with Image.open(io.BytesIO(source.read(name))) as img:
+            with open_image(source.read(name)) as img:
                 sizes.append(img.size)
         except Exception:  # a damaged file says nothing about size; the conversion will list it
             continue

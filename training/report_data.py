@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib import UserError, format_time
+
+LARGEST = 1e100  # number that is shown; beyond it differences overflow
+MAX_LEVELS = 20  # of nested containers
+MAX_SIDE = 1 << 20  # pixels
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,15 @@ class RunFiles:
         points = []
         for line in self.stats:
             value = line.get(name)
-            value = value.get("mean") if isinstance(value, Mapping) else value
-            if isinstance(value, int | float):
-                points.append((float(line.get("Progress/kimg", 0)), float(value)))
+            x = as_number(line.get("Progress/kimg", 0))
+            y = as_number(value.get("mean") if isinstance(value, Mapping) else value)
+            if x is not None and y is not None:
+                points.append((x, y))
         return points
 
     def last(self, name: str) -> float | None:
-        """The newest value of `name`, or None."""
-        points = self.curve(name)
-        return points[-1][1] if points else None
+        """The newest finite value of `name`, or None."""
+        return next((value for _, value in reversed(self.curve(name)) if math.isfinite(value)), None)
 
     def logged(self, word: str) -> str | None:
         """The rest of the newest log line that begins with ``word:``."""
@@ -48,21 +53,56 @@ class RunFiles:
         return found[-1].strip() if found else None
 
 
+def as_number(value: Any) -> float | None:
+    """`value` as a float (NaN included) if it is a number that a report can show, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return None if abs(value) > LARGEST else float(value)
+
+
+def _is_shallow(value: Any, levels: int = MAX_LEVELS) -> bool:
+    """Whether containers are nested at most `levels` deep."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """A JSON object; ValueError for anything else."""
+    try:
+        record = json.loads(text)
+    except RecursionError:
+        record = None
+    if not isinstance(record, dict) or not _is_shallow(record):
+        raise ValueError("no named entries, or nested too deeply")
+    return record
+
+
 def read_run(path: str, flag: str) -> RunFiles:
     """Reads a run directory; `UserError` naming `flag` if it isn't one or a file of it is damaged."""
     folder = Path(path)
     try:
-        options = json.loads((folder / "training_options.json").read_text(encoding="utf-8"))
+        options = _parse((folder / "training_options.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{flag} {path}: no training_options.json there; give a run directory of "
                         f"{'ldm/train.py' if flag == '--ldm' else 'train.py'}.") from error
     except ValueError as error:
         raise UserError(f"{flag} {path}: training_options.json is damaged ({error}).") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{flag} {path}: training_options.json is damaged (no named entries).")
+    if odd := _odd_options(options):
+        raise UserError(f"{flag} {path}: training_options.json is damaged ({odd} has another kind of value).")
     log = folder / "log.txt"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     return RunFiles(folder, options, read_lines(folder / "stats.jsonl"), text, _newest_state(folder))
+
+
+def _odd_options(options: Mapping[str, Any]) -> str | None:
+    """The first part of a run's options that the report couldn't show, or None."""
+    for key in ("data", "G", "run"):
+        if not isinstance(options.get(key, {}), dict):
+            return key
+    encoder = options.get("G", {}).get("encoder")
+    if not isinstance(encoder, dict | None) or not isinstance((encoder or {}).get("latent_shape", []), list):
+        return "encoder"
+    return None if 0 < (as_number(options.get("data", {}).get("resolution", 64)) or 0) < MAX_SIDE else "resolution"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -73,9 +113,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for index, line in enumerate(lines):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("no named entries")
+            record = _parse(line)
         except ValueError as error:
             if index == len(lines) - 1:
                 break
@@ -91,10 +129,18 @@ def _newest_state(folder: Path) -> dict[str, Any]:
     from torch_utils import checkpoint
 
     state = checkpoint.load(snapshots[-1], ("gan", "ldm"))
-    best = state.get("best") or {}
-    return {"versions": state.get("versions") or {}, "progress": state.get("progress") or {},
-            "sigma": (state.get("conditioning") or {}).get("sigma"), "guess": state.get("gaussian_guess"),
-            "best": {key: best[key] for key in ("loss", "cur_nimg") if key in best}}
+    best, progress, versions, conditioning = (
+        value if isinstance(value := state.get(key), dict) else {}
+        for key in ("best", "progress", "versions", "conditioning"))
+    return {"versions": {str(name): str(version) for name, version in versions.items()},
+            "progress": _numbers(progress, "cur_nimg", "seconds"), "best": _numbers(best, "loss", "cur_nimg"),
+            "sigma": as_number(conditioning.get("sigma")), "guess": as_number(state.get("gaussian_guess"))}
+
+
+def _numbers(values: Mapping[str, Any], *keys: str) -> dict[str, float]:
+    """Those of `keys` that are finite numbers."""
+    found = {key: as_number(values.get(key)) for key in keys}
+    return {key: value for key, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def images_seen(run: RunFiles) -> float | None:
@@ -143,11 +189,25 @@ def read_metrics(options: Sequence[str]) -> list[Measured]:
         if not path.is_file():
             raise UserError(f"--metrics {option}: {path} does not exist; give a metric-NAME.jsonl of calc_metrics.py.")
         records = read_lines(path)
-        if not records or not isinstance(records[-1].get("results"), dict) or "metric" not in records[-1]:
+        if not records or not _is_metric(records[-1]):
             raise UserError(f"--metrics {option}: {path} is not a metric-NAME.jsonl of calc_metrics.py.")
         title = title or path.resolve().parent.name
         rows.setdefault(title, Measured(title, [])).records.append(records[-1])
     return list(rows.values())
+
+
+def _is_metric(record: Mapping[str, Any]) -> bool:
+    """Whether everything that the report shows of a metric's record has its kind."""
+    results, notes, copying = record.get("results"), record.get("notes") or [], record.get("copying") or {}
+    if not isinstance(record.get("metric"), str) or not isinstance(results, dict) or not isinstance(copying, dict):
+        return False
+    test = copying.get("three_sample") or {}
+    if not isinstance(test, dict) or not isinstance(record.get("detector") or {}, dict):
+        return False
+    counts = [record[key] for key in ("num_fake", "num_real") if key in record]
+    numbers = [value for value in (*results.values(), copying.get("ratio"), test.get("c_t")) if value is not None]
+    return (all(as_number(number) is not None for number in numbers + counts)
+            and isinstance(notes, list) and all(isinstance(note, str) for note in notes))
 
 
 def split_title(option: str) -> tuple[str, Path]:

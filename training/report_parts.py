@@ -25,10 +25,11 @@ def load_picture(path: str | Path) -> Image.Image:
     """An RGB picture; `UserError` naming the file if it can't be read."""
     from PIL import Image
 
+    from dnnlib.images import decode
+
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return Image.fromarray(decode(Path(path).read_bytes(), str(path)))
+    except OSError as error:
         raise UserError(f"{path}: cannot be read as a picture ({error}); make it again or leave it out.") from error
 
 

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from dnnlib import UserError, construct
+from dnnlib.build_limit import limit_for, limited
 from torch_utils.checkpoint import weights_hash
 from torch_utils.rng import generator, sample_normal
 from training.conditioning.base import Conditioning
 from training.conditioning.dicgan import DiffusedInstance
+from training.config_checks import fits
 from training.dataset import ImageDataset
 from training.loader import to_uint8
 from training.priors import pick
@@ -65,11 +67,17 @@ def load_gan(path: str | Path, device: torch.device) -> Gan:
     """G_ema of a checkpoint, in evaluation mode; `UserError` for a wrong or damaged file."""
     state = load_state(path)
     try:
-        G = construct(state["config"]["G"]).eval().requires_grad_(False)
+        with limited(limit_for(state["G_ema"])):
+            G = construct(state["config"]["G"]).eval().requires_grad_(False)
         G.load_state_dict(state["G_ema"])
         conditioning = construct(state["config"]["conditioning"])
         conditioning.load_state_dict(state["conditioning"])
-    except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
+        if not fits(state["config"]["G"], G, conditioning):
+            raise ValueError("the generator takes other conditions")
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError,
+            AssertionError) as error:
         raise UserError(f"{path} is damaged: weights and configuration do not fit. Use another snapshot.") from error
     return Gan(str(path), state["config"], G.to(device), conditioning, state["config"]["data"],
                weights_hash(state["G_ema"]), state["progress"])
