@@ -1,11 +1,13 @@
 # make demo   real images in, trained DIC-GAN and latent DDIM, samples, metrics and an HTML report out
 # make test   lint, types and the whole test suite
+# make fuzz   10,000 changed files of every kind that may come from a stranger: ten minutes
+# make soak   1,000 kills of training, latent diffusion, conversion and metrics, an hour or two
 # make test-matrix   every preset on every kind of data set, all combinations: some hours
 PYTHON ?= python3
 BIN := .venv/bin
 MINUTES ?= 10
 
-.PHONY: demo test test-matrix lint bench clean
+.PHONY: demo test test-matrix fuzz soak lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/python demo/run.py --minutes $(MINUTES)
@@ -16,12 +18,18 @@ test: .venv/.installed-dev lint
 test-matrix: .venv/.installed-dev
 	TEST_MATRIX=whole $(BIN)/python -m pytest tests/test_matrix.py -n 2 --dist worksteal
 
+fuzz: .venv/.installed-dev
+	$(BIN)/python tests/fuzz --count 10000
+
+soak: .venv/.installed-dev
+	$(BIN)/python tests/faults --kills 1000
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python benchmarks/bench_train.py --cfg fastgan_demo,dicgan_demo --resolution 64 --batch 16
 
 .venv/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -40,7 +40,8 @@ MEANINGLESS = {
     "restart_every": "--restart-every: a killed run is continued with --resume RUN_DIR.",
 }
 DETECTOR = "efficientnet_lite2"  # of metrics during training
-LENGTH = ("kimg", "minutes", "metrics", "metrics_budget", "patience", "snap", "snap_minutes", "keep", "workers")
+LENGTH = ("kimg", "minutes", "metrics", "metrics_budget", "patience", "snap", "snap_minutes", "keep", "workers",
+          "on_nan", "nan_retries")
 CONTINUE_ONLY = {"resume", "dry_run", *LENGTH}
 COPYING = 0.5  # ratio of distances below which train.py warns
 
@@ -94,7 +95,7 @@ def start(flags: dict[str, Any], device: Any, processes: int) -> bool:
     """A new run: resolve, show, make the run directory, train."""
     from dnnlib import construct
     from torch_utils import distributed
-    from training.checks import check_builds, check_data
+    from training.checks import check_builds, check_data, check_on_nan
     from training.presets import preset
     from training.resolve import resolve
 
@@ -114,6 +115,7 @@ def start(flags: dict[str, Any], device: Any, processes: int) -> bool:
     config = resolve(cfg, flags, data)
     construct(config["run"])
     distributed.check_batch(config["run"]["batch"], processes)
+    check_on_nan(config["run"], processes)
     check_metrics(config)
     init_state = None
     if init_path:
@@ -161,13 +163,14 @@ def go_on(run_dir: Path, length: dict[str, Any], dry_run: bool, device: Any) -> 
     """Continues the run in `run_dir`; length: new values of its options of `LENGTH`."""
     from dnnlib import construct
     from torch_utils import distributed
-    from training.checks import check_data, note_processes
+    from training.checks import check_data, check_on_nan, note_processes
 
     state = distributed.from_first(lambda: newest_state(run_dir))
     config = state["config"]
     config["run"] |= length
     construct(config["run"])
     distributed.check_batch(config["run"]["batch"], distributed.world())
+    check_on_nan(config["run"], distributed.world())
     check_metrics(config)
     data = config["data"]
     dataset = open_dataset(data["path"], data["use_labels"], data["mirror"], data["max_images"],
@@ -225,13 +228,13 @@ def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
            state: dict[str, Any] | None, init: tuple[str, dict[str, Any]] | None) -> bool:
     """Builds the run, restores it if there is a state, and trains with everything printed copied to log.txt."""
     from torch_utils import distributed
-    from training.logs import Tee, describe
+    from training.logs import describe, opened
     from training.preparation import prepare
     from training.run_state import RunState
     from training.training_loop import Trainer
 
     first = distributed.rank() == 0
-    with Tee(run_dir / "log.txt") if first else contextlib.nullcontext():
+    with opened(run_dir, state) if first else contextlib.nullcontext():
         click.echo(f"Run directory: {run_dir}")
         run = RunState(config, device)
         if state is not None:

@@ -10,6 +10,8 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -131,6 +133,14 @@ def _start_job(source: ImageSource, shaping: Shaping, is_worker: bool = True) ->
     if is_worker:  # Ctrl-C reaches the whole process group; only the parent may answer it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A killed parent can't end its workers, which would wait for work for good.
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _convert(name: str, payload: bytes | np.ndarray | None) -> Converted:

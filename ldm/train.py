@@ -267,10 +267,10 @@ def launch(begun: Begun, device: Any, state: dict[str, Any] | None, gan: Any) ->
     from ldm.training_loop import Run
     from torch_utils import distributed
     from torch_utils.device import device_description
-    from training.logs import Tee
+    from training.logs import opened
 
     config, data, run_dir = begun.config, begun.data, begun.run_dir
-    log = contextlib.nullcontext() if distributed.rank() else Tee(run_dir / "log.txt")
+    log = contextlib.nullcontext() if distributed.rank() else opened(run_dir, state)
     with log, stop_on_signal() as stopped:
         trainer = Trainer(config, data, device, state)
         count = sum(parameter.numel() for parameter in trainer.net.parameters())

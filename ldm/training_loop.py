@@ -9,10 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dnnlib import format_time
+from dnnlib import UserError, format_time
 from ldm.copying import COPIES, nearest_ratio
 from ldm.trainer import Trainer
 from torch_utils import checkpoint, distributed, exchange
+from torch_utils.run_folder import held_signals
 from torch_utils.stats import JsonLines
 
 BEST = "best_model.pkl"
@@ -39,7 +40,7 @@ class Run:
         self.seconds_before = float(trainer.progress["seconds"])
         self.started = self.since = time.monotonic()
         self.since_nimg = trainer.progress["cur_nimg"]
-        self.best_written = -1
+        self.best_written = self._best_on_disk() if self.first else -1
         self.nearest: float | None = None  # ratio of the last tick that was judged
 
     def train(self, stopped: Callable[[], bool]) -> bool:
@@ -52,6 +53,7 @@ class Run:
         bar = tqdm(total=total, initial=progress["cur_nimg"], unit="latents", unit_scale=True, mininterval=1,
                    dynamic_ncols=True, disable=None if self.first else True)
         announced = False
+        distributed.from_first(self._write_best)  # a run that was killed after its snapshot hadn't come to that
         if self._over():
             tqdm.write("This run is complete; give a larger --kimg or --minutes to go on.")
         over, interrupted = self._what_now(stopped)
@@ -153,6 +155,19 @@ class Run:
             + (f" nearest {self.nearest:.2f}" if judge else "")
         )
 
+    def _best_on_disk(self) -> int:
+        """``cur_nimg`` of the best weights in the run directory; -1 without."""
+        try:
+            return checkpoint.load(self.run_dir / BEST, "ldm")["progress"]["cur_nimg"]
+        except UserError:
+            return -1
+
+    def _write_best(self) -> None:
+        best = self.trainer.best
+        if best is not None and best["cur_nimg"] != self.best_written:
+            checkpoint.save(self.run_dir / BEST, "ldm", self.trainer.best_state_dict())
+            self.best_written = best["cur_nimg"]
+
     def snapshot(self) -> None:
         """Writes the state, the best weights if they are new, a picture, and drops the oldest snapshots."""
         exchange.merge_statistics(self.trainer.collector)
@@ -162,10 +177,9 @@ class Run:
     def _write_snapshot(self) -> None:
         trainer, keep = self.trainer, self.trainer.config["keep"]
         path = self.run_dir / f"network-snapshot-{trainer.progress['cur_nimg'] // 1000:06d}.pkl"
-        checkpoint.save(path, "ldm", trainer.state_dict())
-        if trainer.best is not None and trainer.best["cur_nimg"] != self.best_written:
-            checkpoint.save(self.run_dir / BEST, "ldm", trainer.best_state_dict())
-            self.best_written = trainer.best["cur_nimg"]
+        with held_signals():
+            checkpoint.save(path, "ldm", trainer.state_dict())
+        self._write_best()
         if self.pictures is not None:
             self.pictures(self.run_dir / f"samples{trainer.progress['cur_nimg'] // 1000:06d}.png")
         for old in list_snapshots(self.run_dir)[:-keep] if keep else []:

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dnnlib import format_time
 from dnnlib.util import write_error
@@ -56,6 +56,14 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
+def _drop_half_record(file: IO[bytes]) -> None:
+    """Cuts off what follows the last newline: a command that was killed may have left half a line."""
+    file.seek(0)
+    content = file.read()
+    if not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+
+
 def write_records(records: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> list[Path]:
     """Appends each record as one line to ``metric-NAME.jsonl`` in `folder`; `UserError` if that can't be written."""
     paths = []
@@ -63,8 +71,9 @@ def write_records(records: Sequence[Mapping[str, Any]], folder: str | os.PathLik
         path = Path(folder) / f"metric-{record['metric']}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            with open(path, "a+b") as file:
+                _drop_half_record(file)
+                file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise write_error(path, error) from error
         paths.append(path)

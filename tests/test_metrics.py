@@ -630,3 +630,11 @@ def test_evaluate_refuses_what_cannot_be_measured(detector: Detector) -> None:
         evaluate("fid_full", reals, from_tensor(pictures(1, 0), "one"), detector=detector)
     (record,) = evaluate("fid_full", reals, reals, detector=detector)
     assert record["results"]["fid_full"] == pytest.approx(0, abs=1e-6)
+
+
+def test_half_a_record_of_a_killed_command_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metric-fid.jsonl"
+    for left, kept in (('{"metric": "fid", "n": 1}\n{"met', 1), ("", 0), ('{"half', 0)):
+        path.write_text(left)
+        write_records([{"metric": "fid", "n": 2}], tmp_path)
+        assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1] * kept + [2]

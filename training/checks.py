@@ -34,6 +34,13 @@ def check_data(dataset: ImageDataset, data: dict[str, Any]) -> None:
                     "a new run with --init-from.")
 
 
+def check_on_nan(options: dict[str, Any], processes: int) -> None:
+    """`UserError` for rollbacks in a run of several processes, of which only the first has the snapshots."""
+    if options.get("on_nan") == "rollback" and processes > 1:
+        raise UserError(f"--on-nan rollback works in one process, and this run has {processes}; use --on-nan stop, and "
+                        "torchrun --max-restarts or --resume.")
+
+
 def note_processes(state: dict[str, Any]) -> str | None:
     """A line if a run goes on with another number of processes than it had; None otherwise."""
     before, now = int(state.get("versions", {}).get("processes", 1)), distributed.world()

@@ -113,6 +113,9 @@ RUN = [
     click.option("--patience", type=int, help="End after so many evaluations without a better first metric; 0 = never"),
     click.option("--seed", type=int, help="Random seed"),
     click.option("--workers", type=NumberOr(int, "auto"), help="Loader processes"),
+    click.option("--on-nan", type=choice("stop", "rollback"),
+                 help="A loss or gradient that isn't finite ends the run, or takes it back to the newest snapshot"),
+    click.option("--nan-retries", type=click.IntRange(min=1), help="Most rollbacks of a run"),
 ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,6 +18,9 @@ from training.dataset import ImageDataset
 Pair = Callable[[Sequence[int], Sequence[int]], list[int]]  # of `Conditioning.pair`
 Draw = tuple[int, int, int]  # real image, image that its condition comes from, place in the stream
 WHOLE = slice(None)
+PATIENCE = 20.0  # seconds without a batch after which loader workers count as lost
+DEATH = "has died (killed, or out of memory)"
+REMEDY = "; continue from the newest snapshot with --resume, and --workers 0 if it happens again."
 
 
 class EndlessSampler(Sampler[list[Draw]]):
@@ -73,18 +79,67 @@ def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
     """Endless batches on `device`, beginning after `start` images; the same whatever `workers` is.
 
     share: which rows of every batch of `batch_size` images; all of them unless several processes share it.
+    `UserError` if an image can't be read; or workers give none for `PATIENCE`; see `lost_workers`.
     """
     loader = DataLoader(
         _Drawn(dataset), batch_sampler=EndlessSampler(len(dataset), batch_size, seed, start, pair, share),
         num_workers=workers, pin_memory=device.type == "cuda", persistent_workers=workers > 0,
     )
     try:
-        for img_u8, labels, indices, draws in loader:
+        for img_u8, labels, indices, draws in _watched(loader, dataset) if workers else loader:
             yield Batch(img=to_float(img_u8.to(device, non_blocking=True)), labels=labels.to(device),
                         indices=indices, draws=draws)
     except UserError as error:
         # A worker's error arrives with its traceback in front; the last line is the message.
         raise UserError(error.message.strip().splitlines()[-1].removeprefix("dnnlib.util.UserError: ")) from error
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _watched(loader: DataLoader, dataset: ImageDataset) -> Iterator[tuple[torch.Tensor, ...]]:
+    """What `loader` gives; `UserError` if it gives nothing for `PATIENCE`, or a worker's connection breaks.
+
+    Its own timeout would wait for ever for a worker that is suspended in the middle of a batch.
+    """
+    stream, hangs = iter(loader), threading.Event()
+
+    def end() -> None:
+        hangs.set()
+        _kill_workers()
+
+    while True:
+        timer = threading.Timer(PATIENCE, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            batch = next(stream)
+        except (RuntimeError, OSError, EOFError) as error:  # whatever it makes of a killed worker
+            if not hangs.is_set() and isinstance(error, RuntimeError):
+                raise
+            _kill_workers()
+            what = f"hangs, no batch in {PATIENCE:g} s" if hangs.is_set() else DEATH
+            raise UserError(f"{dataset.path}: a loader worker {what}{REMEDY}") from error
+        finally:
+            timer.cancel()
+        yield batch
+
+
+@contextlib.contextmanager
+def lost_workers(dataset: ImageDataset) -> Iterator[None]:
+    """Ends the block with a `UserError` if a worker of `batches` dies.
+
+    PyTorch tells of a death wherever the main process is just then, so that this goes around the whole loop.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        _kill_workers()  # one that is suspended would never end by itself, nor would this process then
+        raise UserError(f"{dataset.path}: a loader worker {DEATH}{REMEDY}") from error
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

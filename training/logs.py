@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dnnlib import format_bytes, format_time
 from dnnlib.util import write_error
 from torch_utils.device import device_description
 from torch_utils.rng import generator
+from torch_utils.run_folder import claimed, forget_later
 from torch_utils.stats import JsonLines
 from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics, collapse_warning
@@ -33,9 +35,9 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run_dir, self.run, self.dataset = run_dir, run, dataset
-        tick = run.progress["cur_tick"]
-        self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=tick)
-        self.board = SummaryWriter(str(run_dir), purge_step=run.progress["cur_nimg"] + 1 if tick else None)
+        nimg = run.progress["cur_nimg"]
+        self.stats = JsonLines(run_dir / "stats.jsonl", keep_lines=run.progress["cur_tick"])
+        self.board = SummaryWriter(str(run_dir), purge_step=nimg + 1 if nimg else None)
         order = torch.randperm(dataset.num_images, generator=generator(run.config["run"]["seed"], "grid"))
         self.grid_indices = order[:GRID].tolist()
         self.since, self.warned = time.monotonic(), False
@@ -83,8 +85,9 @@ class RunLog:
         for name, value in timing.items():
             self.board.add_scalar(name, value, progress["cur_nimg"])
         self.board.flush()
+        back = {"Progress/rollbacks": progress["rollbacks"]} if progress["rollbacks"] else {}
         self.stats.append({"Progress/tick": progress["cur_tick"], "Progress/kimg": progress["cur_nimg"] / 1000,
-                           **record, **timing})
+                           **back, **record, **timing})
         tqdm.write(self._line(record, rate, memory))
         self.since, self.since_nimg = time.monotonic(), progress["cur_nimg"]
 
@@ -148,6 +151,19 @@ def describe(run: RunState) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def opened(run_dir: Path, state: dict[str, Any] | None) -> Iterator[None]:
+    """The run directory for this process alone, with everything printed copied to its ``log.txt``.
+
+    state: the checkpoint that the run goes on from, or None; what was logged after it is dropped.
+    """
+    with claimed(run_dir):
+        if state is not None:
+            forget_later(run_dir, state["progress"])
+        with Tee(run_dir / "log.txt"):
+            yield
+
+
 class Tee:
     """Copies what is printed to a file, by appending, while it is entered."""
 
@@ -155,7 +171,10 @@ class Tee:
         self.path = path
 
     def __enter__(self) -> Tee:
-        self.file = open(self.path, "a", encoding="utf-8")
+        try:
+            self.file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise write_error(self.path, error) from error
         self.stdout = sys.stdout
         sys.stdout = self  # type: ignore[assignment]
         return self

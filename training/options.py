@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dnnlib import UserError
 
+MAX_WORKERS = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -24,6 +26,8 @@ class RunOptions:
     patience: int = 0  # evaluations without a better first metric after which the run ends; 0 = never
     seed: int
     workers: int | str  # loader processes, or auto
+    on_nan: str = "stop"  # what to do if something isn't finite: stop | rollback to the newest snapshot
+    nan_retries: int = 3  # most rollbacks of a run
     ema_kimg: float  # half-life of G_ema in thousands of images
     ema_rampup: float | None  # at most this share of the images seen
 
@@ -47,5 +51,9 @@ class RunOptions:
             raise UserError("--metrics-budget: there are no --metrics to limit; leave it out.")
         if self.keep < 0 or (isinstance(self.workers, int) and self.workers < 0):
             raise UserError("--keep and --workers must not be negative.")
+        if self.on_nan not in ("stop", "rollback") or self.nan_retries < 1:
+            raise UserError(f"--on-nan {self.on_nan} --nan-retries {self.nan_retries}: stop or rollback, 1 or more.")
+        if isinstance(self.workers, int) and self.workers > MAX_WORKERS:
+            raise UserError(f"--workers {self.workers}: at most {MAX_WORKERS} loader processes.")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed {self.seed}: must be in 0 .. 2147483647.")

@@ -82,6 +82,8 @@ DEFAULTS: dict[str, Any] = {
     "patience": 0,  # evaluations without a better first metric after which the run ends; 0 = never
     "seed": 0,
     "workers": "auto",
+    "on_nan": "stop",  # stop | rollback
+    "nan_retries": 3,  # most rollbacks of a run
 }
 
 # What belongs to a generator, wherever it is used: a row's own generator, or that of ``--generator``.

@@ -14,8 +14,10 @@ from dnnlib import UserError, construct
 from pg_modules.sync_norm import synchronise
 from torch_utils import checkpoint, distributed, exchange
 from torch_utils.rng import mix_seed
+from torch_utils.run_folder import held_signals
 from torch_utils.stats import Collector
 from training.conditioning.base import Conditioning
+from training.config_checks import odd_part
 from training.d_noise.base import DNoise
 from training.objective import Objective
 
@@ -33,7 +35,8 @@ class RunState:
     Progress: ``cur_nimg`` images and ``cur_tick`` ticks done, ``tick_start_nimg``, training ``seconds``
     over all sessions, ``best`` value of the first metric (lower is better) with its ``best_nimg``, ``stale``
     evaluations since then, the last at ``measured_nimg``, ``metric_seconds`` in all, ``peaks`` of metrics that tell a
-    collapse by falling.
+    collapse by falling; ``unfinished`` if pictures and metrics of the snapshot were still to come, ``rollbacks`` after
+    something that wasn't finite.
     """
 
     def __init__(self, config: dict[str, Any], device: torch.device) -> None:
@@ -58,8 +61,15 @@ class RunState:
         self.collector = Collector()
         self.progress: dict[str, Any] = {
             "cur_nimg": 0, "cur_tick": 0, "tick_start_nimg": 0, "seconds": 0.0, "best": None, "best_nimg": None,
-            "stale": 0, "measured_nimg": None, "metric_seconds": 0.0, "peaks": {},
+            "stale": 0, "measured_nimg": None, "metric_seconds": 0.0, "peaks": {}, "unfinished": False,
+            "rollbacks": 0,
         }
+
+    @property
+    def seed(self) -> int:
+        """Of the order of images and of all noise: the run's own until a rollback, after each another one."""
+        seed, rollbacks = self.config["run"]["seed"], self.progress["rollbacks"]
+        return mix_seed(seed, "rollback", rollbacks) if rollbacks else seed
 
     def state_dict(self) -> dict[str, Any]:
         """The content of a ``gan`` checkpoint."""
@@ -128,8 +138,9 @@ class RunState:
             print(f"--init-from: {len(keys)} of {len(getattr(self, name).state_dict())} tensors of {name}.", flush=True)
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint atomically."""
-        checkpoint.save(path, "gan", self.state_dict())
+        """Writes the checkpoint atomically; Ctrl-C waits."""
+        with held_signals():
+            checkpoint.save(path, "gan", self.state_dict())
 
 
 def _adam(net: nn.Module, lr: float, betas: list[float], eps: float) -> torch.optim.Adam:
@@ -148,6 +159,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if "d_noise" not in state["config"]:
         raise UserError(f"{path} was written before this version, which names the parts of its networks otherwise; "
                         "train anew, or use the version that wrote it.")
+    if odd := odd_part(state["config"]):
+        raise UserError(f"{path} is damaged: {odd} of its configuration is missing or of another kind. Use another "
+                        "snapshot.")
     return state
 
 

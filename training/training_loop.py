@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dnnlib import UserError, construct, format_time
+from dnnlib import atomic_write, construct
 from dnnlib.cli import stop_on_signal
 from torch_utils import distributed, exchange
 from torch_utils.ema import ema_beta, ema_update
@@ -20,12 +20,13 @@ from torch_utils.shared_draws import shared_draws
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics
-from training.loader import batches, split
+from training.estimates import print_estimate, resolve_batch_gpu
+from training.loader import batches, lost_workers, split
 from training.logs import RunLog
 from training.measured import Measured, collapses
-from training.memory import fit_batch, free_memory, try_step
 from training.objective import Phase
 from training.options import RunOptions
+from training.rollback import NonFinite, roll_back
 from training.run_state import RunState, frozen_networks, prune_snapshots, snapshot_path
 from training.sampling import Gan, live_gan
 
@@ -83,7 +84,7 @@ class Trainer:
         optimizer.step()
 
     def _stop_nonfinite(self, phase: Phase, what: str) -> None:
-        raise UserError(
+        raise NonFinite(
             f"Training stopped at image {self.run.progress['cur_nimg']}: {what}. {phase.net} was not updated; "
             f"resume from the last snapshot in {self.run_dir}, or start anew with lower --glr and --dlr or --amp off."
         )
@@ -93,7 +94,7 @@ class Trainer:
         run, opts, cur_nimg = self.run, self.options, self.run.progress["cur_nimg"]
         parts = split(batch, batch_gpu)
         for phase in run.loss.phases(cur_nimg // opts.batch):
-            self._phase(phase, parts, generator(opts.seed, phase.name, cur_nimg))
+            self._phase(phase, parts, generator(run.seed, phase.name, cur_nimg))
         run.progress["cur_nimg"] = cur_nimg + opts.batch
         if run.G.has_mapping:  # each process has moved it by its own images; the mean is what all of them would have
             run.G.mapping.w_avg.copy_(exchange.mean(run.G.mapping.w_avg))
@@ -131,7 +132,7 @@ class Trainer:
     def train(self) -> bool:
         """Trains until kimg or minutes are used up; False if interrupted before. The last state is always saved."""
         run, first = self.run, distributed.rank() == 0
-        batch_gpu = self._batch_gpu()
+        batch_gpu = resolve_batch_gpu(run)
         diagnostics = None
         if first and run.conditioning.uses_latents:
             diagnostics = Diagnostics.create(self.dataset, self.options.seed, run.device, frozen_networks(run.config))
@@ -141,7 +142,11 @@ class Trainer:
         try:
             with stop_on_signal() as stopped:
                 self._on_first(lambda log: log.begin())
-                self._loop(stopped, batch_gpu, diagnostics, bar)
+                if run.progress["unfinished"]:
+                    self._on_first(self._finish_snapshot)
+                self.started = time.monotonic()
+                while not self._loop(stopped, batch_gpu, diagnostics, bar):
+                    pass  # taken back to the newest snapshot
                 interrupted, = distributed.any_true(stopped())
                 self._snapshot(pictures=not interrupted)
                 interrupted, = distributed.any_true(stopped())
@@ -151,19 +156,36 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
 
-    def _loop(self, stopped: Callable[[], bool], batch_gpu: int, diagnostics: Diagnostics | None, bar: tqdm) -> None:
+    def _loop(self, stopped: Callable[[], bool], batch_gpu: int, diagnostics: Diagnostics | None, bar: tqdm) -> bool:
+        """Trains to the end (True), or to something not finite after which the run was taken back (False)."""
+        try:
+            with lost_workers(self.dataset):
+                self._steps(stopped, batch_gpu, diagnostics, bar)
+            return True
+        except NonFinite as error:
+            self._over()  # takes the time
+            roll_back(self.run, self.dataset, self.run_dir, error)
+        assert self.log is not None
+        self.log.close()
+        self.log = RunLog(self.run_dir, self.run, self.dataset)
+        self.log.begin()
+        self.seconds_before, self.started = float(self.run.progress["seconds"]), time.monotonic()
+        bar.n = self.run.progress["cur_nimg"]
+        return False
+
+    def _steps(self, stopped: Callable[[], bool], batch_gpu: int, diagnostics: Diagnostics | None, bar: tqdm) -> None:
         opts, progress = self.options, self.run.progress
         workers = opts.workers if isinstance(opts.workers, int) else 0 if self.dataset.cached else 2
-        data = batches(self.dataset, opts.batch, opts.seed, progress["cur_nimg"], self.run.device, workers,
+        data = batches(self.dataset, opts.batch, self.run.seed, progress["cur_nimg"], self.run.device, workers,
                        self.run.conditioning.pair, distributed.share())
-        self.started = self.last_snapshot = time.monotonic()
+        self.last_snapshot = began = time.monotonic()
         estimated = False
         end, _ = self._what_now(stopped)
         while not end:
             self.iteration(next(data), batch_gpu)
             bar.update(opts.batch)
             if not estimated:
-                self._print_estimate(time.monotonic() - self.started)
+                print_estimate(opts, progress, time.monotonic() - began)
                 estimated = True
             if progress["cur_nimg"] - progress["tick_start_nimg"] >= opts.tick * 1000:
                 exchange.merge_statistics(self.run.collector)
@@ -174,34 +196,6 @@ class Trainer:
             if late:
                 self._snapshot(pictures=False)
 
-    def _batch_gpu(self) -> int:
-        """Says how long this may take; resolves ``auto`` once and keeps it, since batch norm makes it count."""
-        opts, processes = self.options, distributed.world()
-        trial = try_step(self.run)
-        left = opts.kimg * 1000 - self.run.progress["cur_nimg"]
-        per_image = trial.seconds_per_image / processes
-        whole = format_time(max(left, 0) * per_image)
-        print(f"From a trial pass, roughly: {opts.kimg:g} kimg would take {whole}, one "
-              f"batch of {opts.batch} images {format_time(opts.batch * per_image)}.", flush=True)
-        if opts.batch_gpu == "auto":
-            free = free_memory(self.run.device) // distributed.sharing(self.run.device)
-            size = distributed.least(fit_batch(opts.batch // processes, trial.bytes_per_image, free))
-            self.run.config["run"]["batch_gpu"] = size
-            print(f"--batch-gpu auto: {size} of {opts.batch // processes} images at a time.", flush=True)
-        return int(self.run.config["run"]["batch_gpu"])
-
-    def _print_estimate(self, seconds: float) -> None:
-        """Says at once how long this will take: the default dicgan is hours or days on a CPU."""
-        opts, progress = self.options, self.run.progress
-        left = opts.kimg * 1000 - progress["cur_nimg"]
-        whole = left / opts.batch * seconds
-        planned = whole if opts.minutes is None else min(whole, opts.minutes * 60 - progress["seconds"])
-        tqdm.write(
-            f"First batch of {opts.batch} images: {seconds:.1f} s ({opts.batch / seconds:.2f} img/s). "
-            f"All {opts.kimg:g} kimg would take about {format_time(whole)}; "
-            f"this run ends in about {format_time(max(planned, 0))} (set --kimg or --minutes to change that)."
-        )
-
     def _snapshot(self, pictures: bool = True) -> None:
         """Saves the state; then pictures and metrics, which may take long and must not risk it."""
         exchange.merge_statistics(self.run.collector)
@@ -209,14 +203,19 @@ class Trainer:
         self._on_first(lambda log: self._write_snapshot(log, pictures))
 
     def _write_snapshot(self, log: RunLog, pictures: bool) -> None:
+        self.run.progress["unfinished"] = pictures
+        self.run.save(snapshot_path(self.run_dir, self.run.progress["cur_nimg"]))
+        prune_snapshots(self.run_dir, self.options.keep)
+        self.last_snapshot = time.monotonic()
+        if pictures:
+            self._finish_snapshot(log)
+
+    def _finish_snapshot(self, log: RunLog) -> None:
+        """Pictures and metrics of the newest snapshot; a run that was killed meanwhile resumes here."""
         run, opts, progress = self.run, self.options, self.run.progress
         path = snapshot_path(self.run_dir, progress["cur_nimg"])
-        run.save(path)
-        prune_snapshots(self.run_dir, opts.keep)
-        self.last_snapshot = time.monotonic()
-        if not pictures:
-            return
         log.fakes()
+        progress["unfinished"] = False
         if self.evaluate is None or not self._metrics_due():
             return
         begun, progress["measured_nimg"] = time.monotonic(), progress["cur_nimg"]
@@ -229,7 +228,8 @@ class Trainer:
         if progress["best"] is None or measured.loss < progress["best"]:
             progress["best"], progress["best_nimg"], progress["stale"] = measured.loss, progress["cur_nimg"], 0
             run.save(self.run_dir / "best_model.pkl")
-            (self.run_dir / "best_nimg.txt").write_text(f"{progress['cur_nimg']}\n")
+            with atomic_write(self.run_dir / "best_nimg.txt") as file:
+                file.write(f"{progress['cur_nimg']}\n".encode())
         if opts.patience and progress["stale"] >= opts.patience:
             tqdm.write(f"--patience: the first metric is no better than {progress['stale']} evaluations ago; done.")
         run.save(path)  # so that a resumed run knows all this

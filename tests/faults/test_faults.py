@@ -1,0 +1,189 @@
+"""A few kills of every kind, and the other things that happen to real runs; ``make soak`` for a thousand kills."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import CPU, new_trainer, open_set, tiny_config
+
+import train as train_script
+from dnnlib import UserError
+from faults.harness import Tally, run
+from faults.jobs import FLAGS, Run, snapshots, stats_of
+from torch_utils.run_folder import claimed, forget_later, held_signals
+from training.dataset import ImageDataset
+from training.loader import batches, lost_workers
+from training.logs import opened
+from training.run_state import load_state
+from training.training_loop import Trainer
+
+
+@pytest.fixture(scope="module")
+def job(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of train.py as the harness knows it, once undisturbed."""
+    found = Run("train", train_script.main, tmp_path_factory.mktemp("job"), "gan", ["--data", tiny_set, *FLAGS])
+    found.prepare()
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_training_goes_on_as_if_nothing_had_happened(job: Run, seed: int) -> None:
+    tally = Tally()
+    job.check(seed, kills=2, tally=tally)
+    assert tally.kills >= 1
+
+
+def test_full_disk_leaves_the_snapshots(job: Run, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    (whole,) = job.whole.iterdir()
+    run_dir, output = tmp_path / "run", tmp_path / "output.txt"
+    shutil.copytree(whole, run_dir)
+    before = {path: path.read_bytes() for path in snapshots(run_dir)}
+    size = min(len(content) for content in before.values()) // 2
+
+    def limited(args: Sequence[str]) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        job.main(args)
+
+    assert run(limited, ["--resume", run_dir, "--kimg", "0.04"], output, tmp_path) == 2
+    text = output.read_text()
+    assert "Error: Cannot write" in text
+    assert "Traceback" not in text
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    def as_nobody(args: Sequence[str]) -> None:
+        os.chdir(tmp_path)
+        os.chmod(".", 0o555)
+        if os.getuid() == 0:
+            os.setuid(65534)
+        with pytest.raises(UserError, match="permission denied"), opened(Path(), None):
+            pass
+
+    output = tmp_path / "output.txt"
+    assert run(as_nobody, [], output, tmp_path) == 0, output.read_text()
+
+
+def test_run_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / ".network-snapshot-000001.pkl.x.tmp").touch()
+    with claimed(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+        def second(args: Sequence[str]) -> None:
+            with pytest.raises(UserError, match="in use by another process"), claimed(tmp_path):
+                pass
+
+        assert run(second, [], tmp_path / "output.txt", tmp_path) == 0, (tmp_path / "output.txt").read_text()
+
+
+def test_log_forgets_what_will_be_done_again(tmp_path: Path) -> None:
+    """Ticks and metrics after the snapshot go; what else was said stays, and a line cut short is ended or dropped."""
+    log = tmp_path / "log.txt"
+    log.write_text("Run directory: x\ntick 1    a\nmetrics 1\ntick 2    b\nmetrics 2\nWarning: c\ntick 3    d\ntick 4")
+    lines = "".join(json.dumps({"cur_nimg": n}) + "\n" for n in (10, 20, 30))
+    (tmp_path / "metric-x.jsonl").write_text(lines + '{"cur')
+    forget_later(tmp_path, {"cur_tick": 2, "cur_nimg": 20})
+    assert log.read_text() == "Run directory: x\ntick 1    a\nmetrics 1\ntick 2    b\nmetrics 2\nWarning: c\n"
+    assert len((tmp_path / "metric-x.jsonl").read_text().splitlines()) == 2
+    forget_later(tmp_path, {"cur_tick": 2, "cur_nimg": 20, "unfinished": True})
+    assert "metrics 2" not in log.read_text()
+    assert len((tmp_path / "metric-x.jsonl").read_text().splitlines()) == 1
+
+
+def test_signal_storm_waits_for_the_snapshot() -> None:
+    """Fifty signals inside the block are one after it."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with held_signals():
+            for _ in range(50):
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+            assert came == []
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "hangs")])
+def test_lost_loader_worker_is_one_line(number: int, word: str, tiny_set: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loader.PATIENCE", 1.0)
+    dataset = ImageDataset(tiny_set)
+    stream = batches(dataset, 4, 0, 0, CPU, 2)
+    next(stream)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=word) as caught, lost_workers(dataset):  # noqa: PT012 where it comes is open
+        while True:
+            next(stream)
+    assert time.monotonic() - began < 15
+    assert "\n" not in caught.value.message
+
+
+class Faulty(Trainer):
+    """A trainer with something that isn't finite at the images of `at`, each once."""
+
+    at: list[int]
+
+    def iteration(self, batch: Any, batch_gpu: int) -> None:
+        if self.at and self.run.progress["cur_nimg"] == self.at[0]:
+            self.at.pop(0)
+            self._stop_nonfinite(self.run.loss.phases(0)[0], "the loss Loss/G/loss is nan")
+        super().iteration(batch, batch_gpu)
+
+
+def faulty(tiny_set: Path, run_dir: Path, at: list[int], **changes: Any) -> Faulty:
+    dataset = open_set(tiny_set, "fastgan_demo")
+    options = {"kimg": 0.032, "tick": 0.004, "snap": 2, "keep": 0, "on_nan": "rollback", "nan_retries": 2, **changes}
+    trainer = new_trainer(tiny_config("fastgan_demo", dataset, **options), dataset, run_dir)
+    trainer.__class__ = Faulty
+    trainer.at = at
+    return trainer  # type: ignore[return-value]
+
+
+def test_rollback_goes_on_by_another_way(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the newest snapshot with half the learning rates and another order; stats have every tick once."""
+    trainer = faulty(tiny_set, tmp_path, [12, 12])
+    rate, order = trainer.run.opt_G.param_groups[0]["lr"], trainer.run.seed
+    assert trainer.train()
+    assert trainer.run.progress["rollbacks"] == 2
+    assert trainer.run.opt_G.param_groups[0]["lr"] == rate / 4
+    assert trainer.run.seed != order
+    stats = stats_of(tmp_path)
+    assert [line["Progress/tick"] for line in stats] == list(range(1, 9))
+    assert [line.get("Progress/rollbacks", 0) for line in stats] == [0, 0, 2, 2, 2, 2, 2, 2]
+    assert "Rollback 2 of 2" in capsys.readouterr().out
+    state = load_state(snapshots(tmp_path)[-1])
+    assert state["progress"]["rollbacks"] == 2
+    resumed = new_trainer(state["config"], trainer.dataset, tmp_path, state)
+    assert resumed.run.seed == trainer.run.seed
+    assert resumed.run.opt_D.param_groups[0]["lr"] == trainer.run.opt_D.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(("changes", "at"), [({}, [12, 12, 12]), ({"on_nan": "stop"}, [12]), ({}, [0])])
+def test_rollbacks_are_few_and_asked_for(changes: dict[str, Any], at: list[int], tiny_set: Path,
+                                         tmp_path: Path) -> None:
+    """More than --nan-retries, none asked for, no snapshot yet: the run stops with the reason."""
+    with pytest.raises(UserError, match=r"Loss/G/loss is nan\. G was not updated|Loss/G/loss is nan"):
+        faulty(tiny_set, tmp_path, at, **changes).train()
+
+
+def test_rollback_is_for_one_process(tiny_set: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    args = ["--outdir", tmp_path / "x", "--data", tiny_set, *FLAGS, "--gpus", "2", "--on-nan", "rollback", "-n"]
+    assert run(train_script.main, args, output, tmp_path) == 2
+    assert "--on-nan rollback works in one process" in output.read_text()
