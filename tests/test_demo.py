@@ -197,7 +197,8 @@ def unknown_flags(words: list[str]) -> set[str]:
     """Flags of a command line (script first) that the script doesn't have."""
     name, *rest = words[1:] if words[0] == "-m" else words
     main = importlib.import_module(name.removesuffix(".py").replace("/", ".")).main
-    command = main.commands["compare"] if "compare" in rest else main
+    commands = [word for word in rest if word in getattr(main, "commands", {})]
+    command = main.commands[commands[0]] if commands else main
     known = {option for parameter in command.params for option in parameter.opts}
     return {word for word in rest if word.startswith("--")} - known
 

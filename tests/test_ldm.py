@@ -416,7 +416,7 @@ def ldm_run(gan_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_of_a_run(ldm_run: Path, gan_path: Path, tiny_set: Path) -> None:
     assert ldm_run.name == "00000-ldm-tiny-mlp"
     assert {path.name for path in ldm_run.iterdir()} == {
-        "training_options.json", "log.txt", "stats.jsonl", "network-snapshot-000001.pkl", "best_model.pkl",
+        ".lock", "training_options.json", "log.txt", "stats.jsonl", "network-snapshot-000001.pkl", "best_model.pkl",
         "training_latents.pkl", "samples000001.png"}
     log = (ldm_run / "log.txt").read_text()
     assert "Gaussian guess" in log
