@@ -91,7 +91,8 @@ def check_flags(priors: Sequence[str], flags: dict[str, Any]) -> None:
     if lacking and flags["ldm"] is None:
         rest = ",".join(name for name in PRIORS if name not in OF_DIFFUSION)
         raise UserError(f"--prior {', '.join(lacking)}: needs --ldm FILE, a model of ldm/train.py --network "
-                        f"{flags['network']}; without one say --prior {rest}.")
+                        f"{flags['network']} (for StyleGAN2 with --space w or s); without one say "
+                        f"--prior {rest}.")
     if flags["latents"] is not None and flags["ldm"] is not None and "cluster" not in priors:
         raise UserError("--latents are drawn for --prior cluster, or where there is no --ldm; leave it out.")
     if flags["frames"] == 1:
