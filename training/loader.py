@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -95,6 +96,9 @@ def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
 
 
 def _kill_workers() -> None:
+    if threading.current_thread() is threading.main_thread():
+        # Or PyTorch tells of each of these deaths, in the midst of anything.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
 
