@@ -216,10 +216,10 @@ def check_metrics(config: dict[str, Any]) -> None:
         if f"tf_{DETECTOR}" in networks:
             raise UserError(f"--metrics: they look at images through {DETECTOR}, which this run would train on itself; "
                             "use --metrics none, and calc_metrics.py with another --detector.")
-
-        if any(metric.kind == "retrieval" for metric in parse_metrics(config["run"]["metrics"])):
+        kinds = {metric.kind for metric in parse_metrics(config["run"]["metrics"])}
+        if "retrieval" in kinds:
             raise UserError("--metrics retrieval: train.py logs retrieval at every tick already; leave it out here.")
-        if any(metric.kind == "ivom" for metric in parse_metrics(config["run"]["metrics"])):
+        if "ivom" in kinds:
             raise UserError("--metrics ivom: inversion takes hundreds of steps per image; measure it with "
                             "calc_metrics.py --heldout, and leave it out here.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import make_pictures, run_script
 from PIL import Image
-from runs import CPU, open_set, tiny_config
+from runs import CPU
+from test_gen_images import make_network as plain_network
 
 import gen_images
 from pg_modules.layers import normalize_second_moment
@@ -27,21 +29,10 @@ from training.dataset import ImageDataset
 from training.diffused_instance import posterior_perplexity
 from training.labelled_grid import GAP, GridRow, labelled_grid
 from training.loader import to_uint8
-from training.preparation import prepare
-from training.run_state import RunState
 from training.sampling import Gan, Sampler, load_gan
 from training.sources import read_references
 
-
-def make_network(data: Path, path: Path, cfg: str, **changes: Any) -> Path:
-    """A checkpoint of an untrained network whose conditions all reach the image."""
-    dataset = open_set(data, cfg, mirror=True, **changes)
-    run = RunState(tiny_config(cfg, dataset, mirror=True, **changes), CPU)
-    prepare(run, dataset, path.parent, fit=True, resumed=False)
-    if run.G_ema.modulation is not None:  # G_mod starts at zero, so that z would not act there
-        torch.nn.init.normal_(run.G_ema.modulation.leave.weight, std=0.1)
-    run.save(path)
-    return path
+make_network = functools.partial(plain_network, modulated=True)  # or z would not act there
 
 
 @pytest.fixture(scope="module")

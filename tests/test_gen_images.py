@@ -27,11 +27,13 @@ from training.source_options import SourceFlags
 from training.sources import at_reference, encode_images, open_sampler, read_references, training_set
 
 
-def make_network(data: Path, path: Path, cfg: str, **changes: Any) -> Path:
-    """A checkpoint of an untrained network that is ready to train."""
+def make_network(data: Path, path: Path, cfg: str, *, modulated: bool = False, **changes: Any) -> Path:
+    """A checkpoint of an untrained network that is ready to train; modulated: G_mod, which starts at zero, acts."""
     dataset = open_set(data, cfg, mirror=True, **changes)
     run = RunState(tiny_config(cfg, dataset, mirror=True, **changes), CPU)
     prepare(run, dataset, path.parent, fit=True, resumed=False)
+    if modulated and run.G_ema.modulation is not None:
+        torch.nn.init.normal_(run.G_ema.modulation.leave.weight, std=0.1)
     run.save(path)
     return path
 

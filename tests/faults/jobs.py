@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib
 import json
@@ -58,7 +59,7 @@ def same_run(run_dir: Path, whole: Path, kind: str) -> None:
     assert not list(run_dir.glob(".*.tmp")), "temporary files are left"
 
 
-class Job:
+class Job(abc.ABC):
     """One command: `usual` once, then `check` as often as wanted."""
 
     def __init__(self, name: str, main: Callable[..., object], folder: Path) -> None:
@@ -67,15 +68,17 @@ class Job:
         self.whole, self.parts, self.output = self.folder / "whole", self.folder / "parts", self.folder / "output.txt"
         self.usual: Undisturbed | None = None
 
+    @abc.abstractmethod
     def fresh_args(self, outdir: Path) -> Sequence[str | Path]:
-        raise NotImplementedError
+        """Of a start in `outdir`."""
 
     def next_args(self) -> Sequence[str | Path]:
         """After a kill: nothing of it may be damaged."""
         return self.fresh_args(self.parts)
 
+    @abc.abstractmethod
     def verify(self) -> None:
-        raise NotImplementedError
+        """AssertionError where `parts` differs from `whole`."""
 
     def prepare(self) -> None:
         """The undisturbed command."""
