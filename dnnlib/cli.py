@@ -74,6 +74,17 @@ def make_run_dir(outdir: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
+def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `handle` within the block; in the main thread only, which alone may set handlers."""
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C (or SIGTERM) has come; a second Ctrl-C interrupts at once.
 
@@ -83,17 +94,11 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped.is_set  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
 
-    try:
-        for number in before:
-            signal.signal(number, handle)
+    with signals_to(handle):
         yield stopped.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from types import FrameType
 import psutil
 
 from dnnlib import UserError
+from dnnlib.cli import signals_to
 
 INTERRUPTED = 3  # exit code of a process that wrote its state and stopped
 TELL, GRACE = 2.0, 15.0  # seconds after a failure until the other processes are asked to end, and are killed
@@ -67,12 +67,8 @@ def _handed_on(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
         for process in processes:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(handle):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _watch(processes: Sequence[subprocess.Popen]) -> int:

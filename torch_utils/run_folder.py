@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from dnnlib import UserError, atomic_write
+from dnnlib.cli import signals_to
 from dnnlib.util import write_error
 
 _TICK = re.compile(rb"tick (\d+)\s")
@@ -97,11 +98,7 @@ def held_signals() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(note):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if came:
         signal.raise_signal(came[0])
