@@ -11,14 +11,17 @@ from torch import nn
 
 import dnnlib
 from dnnlib import UserError
+from pg_modules.batch_norm import channels_last
 from pg_modules.conditions import VectorEmbedding, embed_condition
 from pg_modules.layers import (
     ConditionalNorm,
     NoiseInjection,
     NoiseSource,
     SNConv2d,
+    SNConv3x3,
     SNConvTranspose2d,
     SNUpConv2d,
+    gated,
     normalize_second_moment,
     resize_map,
 )
@@ -45,7 +48,7 @@ class InitLayer(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """``[N, z_dim]`` to ``[N, channels, 4·aspect]``."""
-        return F.glu(self.norm(self.conv(z[:, :, None, None])), dim=1)
+        return gated(self.norm(self.conv(z[:, :, None, None])))
 
 
 class UpBlock(nn.Module):
@@ -63,21 +66,23 @@ class UpBlock(nn.Module):
         self.norm1 = ConditionalNorm(wide, embed_dim, h_channels)
         if not lite:
             self.noise1 = NoiseInjection()
-            self.conv2 = SNConv2d(out_channels, wide, 3, padding=1, bias=False)
+            self.conv2 = SNConv3x3(out_channels, wide)
             self.noise2 = None if embed_dim else NoiseInjection()
             self.norm2 = ConditionalNorm(wide, embed_dim, h_channels)
 
     def forward(self, x: torch.Tensor, embed: torch.Tensor | None, h_hat: torch.Tensor | None,
                 noise: NoiseSource | None) -> torch.Tensor:
         """``[N, in, H, W]`` to ``[N, out, 2H, 2W]``; `h_hat` of any size is resized to the output."""
-        if h_hat is not None:
-            h_hat = resize_map(h_hat, (2 * x.shape[2], 2 * x.shape[3]))
         x = self.conv1(x)
+        if h_hat is not None:
+            h_hat = resize_map(h_hat, (x.shape[2], x.shape[3]))
+            if channels_last(x):  # what two maps make together is slow if their orders in memory differ
+                h_hat = h_hat.contiguous(memory_format=torch.channels_last)
         if self.lite:
-            return F.glu(self.norm1(x, embed, h_hat), dim=1)
-        x = F.glu(self.norm1(self.noise1(x, noise), embed, h_hat), dim=1)
+            return gated(self.norm1(x, embed, h_hat))
+        x = gated(self.norm1(self.noise1(x, noise), embed, h_hat))
         x = (self.noise2 or self.noise1)(self.conv2(x), noise)
-        return F.glu(self.norm2(x, embed, h_hat), dim=1)
+        return gated(self.norm2(x, embed, h_hat))
 
 
 class SkipExcitation(nn.Module):
@@ -192,5 +197,5 @@ class Generator(nn.Module):
                 gates[side] = x
             if self.original and side == self.small_side:
                 small = torch.tanh(self.to_small(x)).to(z.dtype)
-        img = self.to_rgb(x).to(z.dtype)
+        img = self.to_rgb(x).to(z.dtype).contiguous()  # its three channels are few to be neighbours in memory
         return (torch.tanh(img), small) if self.original else (img, None)

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
+from pg_modules.batch_norm import BatchNorm2d, channels_last
 from pg_modules.upsample_conv import upsample_conv2d
+from pg_modules.winograd import conv3x3
 
 # (n, height, width) -> [n, 1, height, width] standard normal noise.
 NoiseSource = Callable[[int, int, int], torch.Tensor]
 
 SN_EPS = 1e-12
 LARGER = 8  # times a sample's size, from which on a weight isn't divided
+
+
+class _Singular(torch.autograd.Function):
+    """A weight and its estimate σ = Σ u v · weight, whose gradients come together in one pass over the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, sigma: torch.Tensor, u: torch.Tensor,
+                v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(u, v)
+        return weight.view_as(weight), sigma.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        u, v = ctx.saved_tensors
+        of_weight, of_sigma = grads
+        return torch.addcmul(of_weight, (of_sigma * u).to(of_weight.dtype), v.to(of_weight.dtype)), None, None, None
 
 
 class _SpectralNorm(nn.Module):
@@ -37,38 +56,42 @@ class _SpectralNorm(nn.Module):
             vector = torch.randn(size, device=self.weight.device, dtype=self.weight.dtype)
             self.register_buffer(name, F.normalize(vector, dim=0, eps=SN_EPS))
 
-    def sigma(self) -> torch.Tensor:
-        """The estimate, a scalar in float32 at least; advances u and v in training mode."""
-        # Autocast would run the matrix products in bfloat16, whose rounding is as large as the steps of u and v.
-        with torch.autocast(self.weight.device.type, enabled=False):
+    def weight_and_sigma(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight and the estimate, a scalar in float32 at least; advances u and v in training mode."""
+        with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
+            # Autocast would run the products in bfloat16, whose rounding is as large as the steps of u and v.
             weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
             matrix = weight.transpose(0, self.out_dim).flatten(1)
             u, v = self.u.to(weight.dtype), self.v.to(weight.dtype)
             if self.training:
-                with torch.no_grad():
-                    v = F.normalize(torch.mv(matrix.t(), u), dim=0, eps=SN_EPS)
-            elif torch.is_grad_enabled():
-                # A later pass in training mode overwrites the buffers; the graph needs these values.
-                u, v = u.clone(), v.clone()
+                v = F.normalize(torch.mv(matrix.t(), u), dim=0, eps=SN_EPS)
             left = torch.mv(matrix, v)
             if self.training:
-                u = F.normalize(left.detach(), dim=0, eps=SN_EPS)
+                u = F.normalize(left, dim=0, eps=SN_EPS)
                 self.u.copy_(u)
                 self.v.copy_(v)
-            return torch.dot(u, left)
+            sigma = torch.dot(u, left)
+            # In evaluation mode they are the buffers, which a later pass in training mode overwrites.
+            u, v = u.clone(), v.clone()
+        # As factors of a product that has the weight's shape.
+        sizes = list(self.weight.shape)
+        return _Singular.apply(self.weight, sigma, u.view([-1 if i == self.out_dim else 1 for i in range(len(sizes))]),
+                               v.view([1 if i == self.out_dim else size for i, size in enumerate(sizes)]))
 
     def normalized_weight(self) -> torch.Tensor:
-        """The weight divided by `sigma`."""
-        return (self.weight / self.sigma()).to(self.weight.dtype)
+        """The weight divided by the estimate."""
+        weight, sigma = self.weight_and_sigma()
+        return (weight / sigma).to(weight.dtype)
 
     def divided(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x ``[N, …]`` and the weight, one of them divided by `sigma`, for an operation that is linear in both.
+        """x ``[N, …]`` and the weight, one of them divided by the estimate, for an operation that is linear in both.
 
         A weight that is much larger than a sample of x stays as it is: to divide it, forward and backward, would
         take longer and several times its memory.
         """
         if LARGER * x.shape[1:].numel() <= self.weight.numel():
-            return x / self.sigma(), self.weight
+            weight, sigma = self.weight_and_sigma()
+            return x / sigma, weight
         return x, self.normalized_weight()
 
 
@@ -110,6 +133,17 @@ class SNConvTranspose2d(_SpectralNorm, nn.ConvTranspose2d):
         """``[N, in, H, W]`` to ``[N, out, H + kernel_size - 1, W + kernel_size - 1]``; no other `output_size`."""
         assert output_size is None
         return F.conv_transpose2d(*self.divided(x), self.bias)
+
+
+class SNConv3x3(SNConv2d):
+    """A spectrally normalised 3×3 convolution with a margin of one zero and without bias, as `conv3x3`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, in, H, W]`` to ``[N, out, H, W]``."""
+        return conv3x3(*self.divided(x))
 
 
 class SNUpConv2d(SNConv2d):
@@ -161,7 +195,7 @@ class ConditionalNorm(nn.Module):
     def __init__(self, channels: int, embed_dim: int = 0, h_channels: int = 0) -> None:
         super().__init__()
         self.embed_dim, self.h_channels = embed_dim, h_channels
-        self.norm = nn.BatchNorm2d(channels, affine=not (embed_dim or h_channels))
+        self.norm = BatchNorm2d(channels, affine=not (embed_dim or h_channels))
         if embed_dim:
             self.gain = SNLinear(embed_dim, channels)
             self.bias = SNLinear(embed_dim, channels)
@@ -184,6 +218,16 @@ class ConditionalNorm(nn.Module):
         gain = 1 + sum(gain for gain, _ in terms)
         bias = sum(bias for _, bias in terms)
         return torch.addcmul(bias.to(x.dtype), x, gain.to(x.dtype))
+
+
+def gated(x: torch.Tensor) -> torch.Tensor:
+    """Gated linear unit (Dauphin et al. 2017): the first half of the channels, times the sigmoid of the second.
+
+    As `torch.nn.functional.glu`, whose gradient would change the order in memory of maps with the channels last.
+    """
+    if channels_last(x):
+        return F.glu(x.permute(0, 2, 3, 1), dim=3).permute(0, 3, 1, 2)
+    return F.glu(x, dim=1)
 
 
 def resize_map(h: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -74,5 +74,5 @@ def synchronise(net: nn.Module) -> None:
     if distributed.world() == 1:
         return
     for module in net.modules():
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SyncBatchNorm2d  # same tensors under the same names

@@ -1,8 +1,9 @@
-"""Nearest ×2 and 3×3 convolution in nine products, and division by the spectral norm, against their plain forms."""
+"""Nearest ×2 and 3×3 convolution in few products, and division by the spectral norm, against their plain forms."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pg_modules import upsample_conv
-from pg_modules.layers import LARGER, SNConv2d, SNConvTranspose2d, SNLinear, SNUpConv2d
-from pg_modules.upsample_conv import MIN_CHANNELS, upsample_conv2d
+from pg_modules import upsample_conv, upsample_products, winograd
+from pg_modules.batch_norm import BatchNorm2d, channels_last
+from pg_modules.layers import LARGER, SNConv2d, SNConvTranspose2d, SNLinear, SNUpConv2d, gated
+from pg_modules.upsample_conv import MANY_PIXELS, MIN_CHANNELS, upsample_conv2d
+from pg_modules.upsample_products import Products
+from pg_modules.winograd import conv3x3
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -40,27 +44,28 @@ def with_gradients(form: Callable[..., torch.Tensor], x: torch.Tensor, weight: t
     return [y.detach(), *torch.autograd.grad(y, (x, weight), target)]
 
 
-@pytest.fixture
-def nine_products(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The fast form for any number of channels."""
-    monkeypatch.setattr(upsample_conv, "MIN_CHANNELS", 1)
+@pytest.fixture(params=[1, 2])
+def products(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> pytest.MonkeyPatch:
+    """The fast form for any number of channels, of either step."""
+    monkeypatch.setattr(upsample_conv, "MIN_CHANNELS", {1: 1, 2: 1})
+    monkeypatch.setattr(upsample_conv, "MANY_PIXELS", 0 if request.param == 2 else 1 << 30)
     return monkeypatch
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (1, 3, 5, 7), (3, 4, 8, 4), (2, 3, 1, 1), (1, 2, 1, 6)])
-@pytest.mark.parametrize("sizes", [{}, {"COLUMNS": 9, "BLOCK": 4}, {"COLUMNS": 1, "BLOCK": 1}])
-def test_nine_products_equal_the_plain_order(nine_products: pytest.MonkeyPatch, shape: tuple[int, ...],
-                                             sizes: dict[str, int]) -> None:
+@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (1, 3, 5, 7), (3, 4, 8, 4), (2, 3, 1, 1), (1, 2, 1, 6), (1, 2, 2, 2)])
+@pytest.mark.parametrize("sizes", [{}, {"PIXELS": 30, "BLOCK": 4}, {"PIXELS": 1, "BLOCK": 1}])
+def test_products_equal_the_plain_order(products: pytest.MonkeyPatch, shape: tuple[int, ...],
+                                        sizes: dict[str, int]) -> None:
     for name, value in sizes.items():
-        nine_products.setattr(upsample_conv, name, value)
+        products.setattr(upsample_products, name, value)
     x, weight = drawn(shape, 6)
     for ours, theirs in zip(with_gradients(upsample_conv2d, x, weight), with_gradients(plain, x, weight), strict=True):
         assert ours.shape == theirs.shape
         assert relative(ours, theirs) < TOLERANCE
 
 
-@pytest.mark.usefixtures("nine_products")
-def test_nine_products_of_maps_in_other_layouts() -> None:
+@pytest.mark.usefixtures("products")
+def test_products_of_maps_in_other_layouts() -> None:
     x, weight = drawn((2, 4, 6, 5), 3)
     transposed = x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -73,28 +78,27 @@ def test_nine_products_of_maps_in_other_layouts() -> None:
     assert relative(gradient, torch.autograd.grad(plain(x, weight).sum(), weight)[0]) < TOLERANCE
 
 
-@pytest.mark.usefixtures("nine_products")
+@pytest.mark.usefixtures("products")
 def test_gradients_of_gradients() -> None:
     x, weight = drawn((2, 3, 2, 3), 2)
     assert torch.autograd.gradgradcheck(upsample_conv2d, (x, weight))
     assert torch.autograd.gradgradcheck(lambda x: upsample_conv2d(x, weight.detach()), x)
 
 
-def test_only_gradients_that_are_asked_for(nine_products: pytest.MonkeyPatch) -> None:
+def test_only_gradients_that_are_asked_for(products: pytest.MonkeyPatch) -> None:
     x, weight = drawn((2, 3, 4, 4), 2)
     expected = torch.autograd.grad(plain(x, weight).square().sum(), (x, weight))
-    nine_products.setattr(upsample_conv, "_taps_gradient", lambda *args: pytest.fail("of a frozen weight"))
-    gradient, = torch.autograd.grad(upsample_conv2d(x, weight.detach()).square().sum(), x)
-    assert relative(gradient, expected[0]) < TOLERANCE
-    nine_products.undo()
-    nine_products.setattr(upsample_conv, "MIN_CHANNELS", 1)
+    with products.context() as patched:
+        patched.setattr(Products, "_taps", lambda *args: pytest.fail("of a frozen weight"))
+        gradient, = torch.autograd.grad(upsample_conv2d(x, weight.detach()).square().sum(), x)
+        assert relative(gradient, expected[0]) < TOLERANCE
     y = upsample_conv2d(x.detach(), weight)
-    nine_products.setattr(upsample_conv, "_combined_taps", lambda *args: pytest.fail("of an input without gradient"))
+    products.setattr(Products, "_kernels", lambda *args: pytest.fail("of an input without gradient"))
     assert relative(torch.autograd.grad(y.square().sum(), weight)[0], expected[1]) < TOLERANCE
 
 
-@pytest.mark.usefixtures("nine_products")
-def test_nine_products_under_autocast() -> None:
+@pytest.mark.usefixtures("products")
+def test_products_under_autocast() -> None:
     x, weight = (tensor.detach().float().requires_grad_() for tensor in drawn((4, 64, 6, 4), 32))
     expected = with_gradients(plain, x, weight)
     with torch.autocast("cpu", torch.bfloat16):
@@ -105,16 +109,84 @@ def test_nine_products_under_autocast() -> None:
         assert 1e-4 < relative(ours, theirs) < 1e-2  # a few roundings to 8 bits, no more
 
 
-def test_the_form_is_chosen_by_device_and_channels() -> None:
-    def form(channels: int, out: int, n: int = 1) -> str:
-        x, weight = torch.zeros(n, channels, 1, 1), torch.zeros(out, channels, 3, 3, requires_grad=True)
-        return type(upsample_conv2d(x, weight).grad_fn).__name__
+def test_the_form_is_chosen_by_device_channels_and_size() -> None:
+    def form(products: int, n: int = 1, side: int = 1) -> str:
+        x, weight = torch.zeros(n, 64, side, side), torch.zeros(products // 64, 64, 3, 3, requires_grad=True)
+        made = upsample_conv2d(x, weight).grad_fn
+        return f"products {made.step}" if "FewerProducts" in type(made).__name__ else type(made).__name__
 
-    assert form(64, MIN_CHANNELS // 64) == form(64, MIN_CHANNELS // 64, n=3) == "_NineProductsBackward"
-    assert form(64, MIN_CHANNELS // 64 - 1) == "ConvolutionBackward0"
+    assert form(MIN_CHANNELS[1]) == form(MIN_CHANNELS[1], n=3) == "products 1"
+    assert form(MIN_CHANNELS[1] - 64) == "ConvolutionBackward0"
+    side = math.isqrt(MANY_PIXELS)
+    assert form(MIN_CHANNELS[2], side=side) == form(MIN_CHANNELS[1], n=3, side=side) == "products 2"
+    assert form(MIN_CHANNELS[2], n=2, side=side - 1) == form(MIN_CHANNELS[2] - 64, side=side) == "ConvolutionBackward0"
     x, weight = torch.zeros(2, 128, 4, 3, device="meta"), torch.zeros(128, 128, 3, 3, device="meta")
     assert upsample_conv2d(x, weight).shape == (2, 128, 8, 6)
     assert upsample_conv2d(torch.zeros(0, 128, 4, 3), torch.zeros(128, 128, 3, 3)).shape == (0, 128, 8, 6)
+
+
+@pytest.mark.usefixtures("products")
+def test_gates_follow_the_order_in_memory() -> None:
+    x, weight = drawn((2, 3, 4, 5), 6)
+    y = upsample_conv2d(x, weight)
+    assert channels_last(y)
+    gradient = torch.autograd.grad(gated(y).square().sum(), y)[0]
+    plain_y = y.detach().contiguous().requires_grad_()
+    assert relative(gradient, torch.autograd.grad(F.glu(plain_y, dim=1).square().sum(), plain_y)[0]) < TOLERANCE
+    assert channels_last(gradient)
+    assert channels_last(gated(y))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8, 12), (1, 3, 5, 7), (2, 4, 2, 3), (1, 3, 8, 9)])
+@pytest.mark.parametrize("tiles", [1, 5, 512])
+def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], tiles: int,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "TILES", tiles)
+    x, weight = drawn(shape, 6)
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = conv3x3(last, weight)
+    assert type(y.grad_fn).__name__ == "_WinogradBackward"
+    assert channels_last(y)
+    expected = with_gradients(lambda x, weight: F.conv2d(x, weight, padding=1), x, weight)
+    for ours, theirs in zip(with_gradients(conv3x3, last, weight), expected, strict=True):
+        assert relative(ours, theirs) < TOLERANCE
+    small = last.detach()[:1, :, :2, :3].contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradgradcheck(conv3x3, (small, weight.detach().requires_grad_()))
+
+
+def test_winograd_is_chosen_by_channels_layout_and_type() -> None:
+    def form(channels: int, dtype: torch.dtype, order: torch.memory_format) -> str:
+        x = torch.zeros(1, channels, 4, 4, dtype=dtype).contiguous(memory_format=order)
+        weight = torch.zeros(winograd.MIN_CHANNELS // 128, channels, 3, 3, dtype=dtype, requires_grad=True)
+        return type(conv3x3(x, weight).grad_fn).__name__
+
+    last = torch.channels_last
+    assert form(128, torch.float32, last) == form(128, torch.float64, last) == "_WinogradBackward"
+    plain = {form(127, torch.float32, last), form(128, torch.bfloat16, last),
+             form(128, torch.float32, torch.contiguous_format)}
+    assert plain == {"ConvolutionBackward0"}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert form(128, torch.float32, last) == "ConvolutionBackward0"
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_of_maps_with_the_channels_last(affine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pg_modules.batch_norm.NUMBERS", 3000)  # several parts
+    x = torch.randn(3, 8, 33, 20, generator=torch.Generator().manual_seed(0)) * 0.5 + 2
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    ours, theirs = BatchNorm2d(8, affine=affine), nn.BatchNorm2d(8, affine=affine).double()
+    wide = x.double().requires_grad_()
+    y, expected = ours(last), theirs(wide)
+    assert channels_last(y)
+    assert relative(y, expected) < 1e-6
+    inputs = [(last, *ours.parameters()), (wide, *theirs.parameters())]
+    grads = [torch.autograd.grad(out, own, target.to(out)) for out, own in zip((y, expected), inputs, strict=True)]
+    assert max(relative(one, other) for one, other in zip(*grads, strict=True)) < 1e-5
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name].to(value.dtype), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.eval()(last), theirs.eval()(wide).float())
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -146,6 +218,6 @@ def test_a_large_weight_is_not_divided() -> None:
     net = SNConv2d(8, 8, 3)
     side = int((net.weight.numel() / LARGER / 8) ** 0.5)
     for n in (1, 5):  # samples don't count
-        assert net.divided(torch.randn(n, 8, side, side))[1] is net.weight
+        assert net.divided(torch.randn(n, 8, side, side))[1].data_ptr() == net.weight.data_ptr()
         x = torch.randn(n, 8, side + 1, side + 1)
         assert net.divided(x)[0] is x

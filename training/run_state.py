@@ -147,7 +147,7 @@ def _adam(net: nn.Module, lr: float, betas: list[float], eps: float) -> torch.op
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
         raise UserError("--freeze-d leaves nothing of the discriminator to train; freeze fewer blocks.")
-    return torch.optim.Adam(trained, lr=lr, betas=(betas[0], betas[1]), eps=eps, foreach=True)
+    return torch.optim.Adam(trained, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
