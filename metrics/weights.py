@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
-from typing import Any
 
 import torch
 
 from dnnlib import UserError
+from torch_utils.weights_file import read_weights
 
 
 def check(path: str | os.PathLike | None, detector: str, remedy: str) -> None:
@@ -20,19 +19,8 @@ def check(path: str | os.PathLike | None, detector: str, remedy: str) -> None:
 
 
 def read_state(path: str | os.PathLike, remedy: str) -> dict[str, torch.Tensor]:
-    """The table of tensors in a ``.safetensors`` file or one of ``torch.save``, there maybe under ``state_dict``."""
-    try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load_file
+    """The table of tensors in a ``.safetensors`` file or one of ``torch.save``, there maybe under ``state_dict``.
 
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on files that it then refuses
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler raise nearly anything, struct.error included
-        raise UserError(f"--weights {path} can't be read as a file of weights; {remedy}.") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"--weights {path} holds no table of tensors; {remedy}.")
-    return dict(state)
+    `UserError` with the remedy for any other file.
+    """
+    return read_weights(path, f"--weights {path}", remedy)

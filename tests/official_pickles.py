@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pg_modules.backbones import load_backbone
+from pg_modules.backbones import backbone_state
 
 MODULE = "vanished_networks"
 BUFFERS = re.compile(r".*(weight_u|weight_v|running_mean|running_var|stored_mean|stored_var|num_batches_tracked|"
@@ -91,7 +91,7 @@ def frozen_network(zero_pass: bool) -> dict[str, torch.Tensor]:
     """The tensors of D's frozen network by official names."""
     stages = ("layer0", "layer0", "layer1", "layer2", "layer2", "layer3", "layer3")
     tensors = {}
-    for name, value in load_backbone("tf_efficientnet_lite0", official_zero_pass=zero_pass).net.state_dict().items():
+    for name, value in backbone_state("tf_efficientnet_lite0", zero_pass).items():
         first, rest = name.split(".", 1)
         if first == "blocks":
             stage, rest = rest.split(".", 1)

@@ -40,6 +40,7 @@ import export
 import gen_images
 import train
 from dnnlib import UserError, construct, content_hash
+from pg_modules.backbones import backbone_state, load_backbone
 from pg_modules.stylegan2 import Generator
 from pg_modules.stylegan2_ops import fir_filter, upfirdn2d_plain
 from torch_utils import checkpoint
@@ -155,7 +156,8 @@ def test_projected_discriminator(zero_pass: bool, tmp_path: Path) -> None:
     run.load_state_dict(state)  # everything that resuming needs
     expected = own_names(d_data["state_dict"], projected_d_names(True))
     assert all(torch.equal(run.D.state_dict()[name], value) for name, value in expected.items())
-    same = run.D.backbone.net.state_dict()
+    assert run.D.backbone is load_backbone("tf_efficientnet_lite0", official_zero_pass=zero_pass)
+    same = backbone_state("tf_efficientnet_lite0", zero_pass)
     assert {name: bool(torch.equal(same[f"bn1.{name}"], tensors[f"feature_network.pretrained.layer0.1.{name}"]))
             for name in ("weight", "running_mean")} == {"weight": True, "running_mean": True}
     assert state["config"]["D"]["official_zero_pass"] is zero_pass

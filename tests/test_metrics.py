@@ -522,7 +522,7 @@ def test_inception_layout(tmp_path: Path) -> None:
     torch.save({**layout, "fc.weight": torch.zeros(1000, 2048)}, tmp_path / "thousand.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     for name, words in (("aux", "1 unknown"), ("less", "1 tensors missing"), ("thousand", "1 of another shape"),
-                        ("junk", "can't be read"), ("absent", "does not exist")):
+                        ("junk", "cannot be read"), ("absent", "does not exist")):
         with pytest.raises(UserError, match=words):
             load_inception(tmp_path / f"{name}.pth")
     with pytest.raises(UserError, match="pt_inception-2015-12-05") as error:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
 from pg_modules import backbones
-from pg_modules.backbones import MANIFEST, load_backbone
+from pg_modules.backbones import MANIFEST, backbone_state, load_backbone
 from pg_modules.diffaug import diffaug
 from pg_modules.discriminator import ProjectedDiscriminator, down_blocks
 from pg_modules.fastgan import RESOLUTIONS, Generator
@@ -402,6 +403,21 @@ def test_backbone_classifies() -> None:
     for name in MANIFEST:
         with torch.no_grad():
             assert 920 in load_backbone(name).logits(img).topk(5).indices[0]
+
+
+@pytest.mark.parametrize("zero_pass", [False, True])
+def test_folded_normalisation_changes_only_rounding(zero_pass: bool) -> None:
+    net = load_backbone("tf_efficientnet_lite0", official_zero_pass=zero_pass)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+    plain = timm.create_model("tf_efficientnet_lite0").double().eval()
+    plain.load_state_dict(backbone_state("tf_efficientnet_lite0", zero_pass))
+    img = torch.rand(2, 3, 64, 96, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = plain.forward_head(plain.forward_features(img), pre_logits=True)
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12), (torch.float32, 1e-5)):
+            pooled = net.pooled(img.to(dtype))
+            assert pooled.dtype == dtype
+            assert (pooled - expected).norm() < tolerance * expected.norm()
 
 
 def test_backbone_zero_pass_is_another_network() -> None:

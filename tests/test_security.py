@@ -8,10 +8,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ import torch
 from conftest import ROOT
 from fuzz import samples
 from fuzz.harness import Report, run
-from fuzz.mutate import rezip, unzip
+from fuzz.mutate import mutate_bytes, rezip, unzip
 from PIL import Image
 
 from dnnlib import UserError, bind, construct
@@ -30,6 +33,7 @@ from dnnlib.util import MAX_MESSAGE, one_line, parse_json
 from ldm.schedule import alpha_bars
 from torch_utils import checkpoint, checkpoint_file
 from torch_utils.inert_data import Damaged, Unsafe
+from torch_utils.weights_file import read_weights
 from training.config_checks import fits, odd_part
 from training.report_data import images_seen, read_run, training_time
 
@@ -99,7 +103,7 @@ for act in (lambda path: None, fail, lambda path: 1 / 0, loop, fill, swallow, wr
 @pytest.mark.parametrize("name", [
     "os.system", "builtins.eval", "subprocess.Popen", "antigravity.x", "torch.nn.Linear", "dnnlib.util.format_time",
     "training.logs.Tee", "torch_utils.stats.JsonLines", "training.report.main", "pg_modules.fastgan.nn.Linear",
-    "pg_modules.fastgan.dnnlib", "training", "training..loss.x", "pg_modules.backbones._read_state", "ldm.train.main",
+    "pg_modules.fastgan.dnnlib", "training", "training..loss.x", "pg_modules.backbones.load_backbone", "ldm.train.main",
     "", " os.system", None, 3, ["os.system"]])
 def test_only_parts_of_this_project_are_constructed(name: Any) -> None:
     with pytest.raises(UserError, match="does not exist among"):
@@ -188,6 +192,16 @@ def test_all_that_is_saved_comes_back(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "o.pkl", "gan", {"x": {(1, 2): 3}})
 
 
+def test_space_is_asked_for_before_a_snapshot_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path / "n.pkl", "gan", {"a": torch.ones(1000)})
+    before = (tmp_path / "n.pkl").read_bytes()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=3000))
+    monkeypatch.setattr(checkpoint, "atomic_write", lambda path: pytest.fail("it was begun"))
+    with pytest.raises(UserError, match=r"n\.pkl: it needs 3\.9 KiB and the disk has 2\.9 KiB free; free some space"):
+        checkpoint.save(tmp_path / "n.pkl", "gan", {"a": torch.zeros(1000)})
+    assert (tmp_path / "n.pkl").read_bytes() == before
+
+
 def test_diverged_weights_are_named(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "n.pkl", "gan", {"G_ema": {"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}})
     with pytest.raises(UserError, match="not finite \\(G_ema/b\\)"):
@@ -214,6 +228,83 @@ def test_archives_are_read_by_narrow_rules(tmp_path: Path) -> None:
         (tmp_path / "m.pkl").write_bytes(data)
         with pytest.raises(error):
             checkpoint_file.read(tmp_path / "m.pkl")
+
+
+# Weights of other networks.
+
+
+def saved(content: Any, legacy: bool) -> bytes:
+    """A file of ``torch.save``, in the zip format or the one before."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+WEIGHTS: dict[str, Any] = {"a": torch.randn(3, 4).T, "b": torch.nn.Parameter(torch.ones(2, dtype=torch.half)),
+                           "n": torch.tensor(3), "m": torch.tensor([True, False]), "e": torch.empty(0, 5)}
+WEIGHTS["piece"] = torch.arange(12.0).reshape(4, 3)[1:3]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_are_those_that_torch_reads(legacy: bool, tmp_path: Path) -> None:
+    path, table = tmp_path / "w.pth", OrderedDict(WEIGHTS)
+    table._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]  # as of a state dict
+    for content in (table, {"state_dict": table, "epoch": 3, "arch": "resnet50"}):
+        path.write_bytes(saved(content, legacy))
+        found = read_weights(path, "--weights w", "fetch it")
+        assert list(found) == list(table)
+        for name, tensor in torch.load(path, weights_only=True).get("state_dict", table).items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
+
+
+class Call:
+    """Pickles as a call of anything."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def weights_attacks(canary: Path) -> dict[str, bytes]:
+    """Files of weights that do harm, or hold something else."""
+    one = torch.zeros(1000)
+    contents = {"call": {"a": Call(os.system, f"touch {canary}")}, "list": [one], "key": {1: one},
+                "number": {"a": 3}, "expanded": {"a": torch.zeros(1).expand(10**6, 10**6)},
+                "told-often": {str(i): one for i in range(5000)}, "sparse": {"a": torch.eye(3).to_sparse()}}
+    files = {f"{name}-{legacy}": saved(content, legacy) for name, content in contents.items()
+             for legacy in (False, True)}
+    # A key of nested tuples, with which torch.load(weights_only=True) ends in a segmentation fault.
+    deep = b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s."
+    parts = unzip(saved({"a": one}, False))
+    pickled = next(name for name in parts if name.endswith("data.pkl"))
+    files |= {"deep": rezip(list((parts | {pickled: deep}).items())), "bare-deep": deep, "empty": b"", "text": b"hello"}
+    return {**files, "cut": saved(WEIGHTS, True)[:-20], "safe@x.safetensors": b"\xff" * 100}
+
+
+def test_hostile_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+    for name, data in weights_attacks(tmp_path / "canary").items():
+        path = tmp_path / name.rpartition("@")[2]
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"^--weights w (cannot be read as weights|is refused: it asks for .*);? .*"
+                                            r"fetch it\.$"):
+            read_weights(path, "--weights w", "fetch it")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_changed_weights_are_read_or_refused(tmp_path: Path) -> None:
+    path, counts = tmp_path / "w.pth", {True: 0, False: 0}
+    for seed in range(150):
+        rng = random.Random(seed)
+        path.write_bytes(mutate_bytes(saved(WEIGHTS, bool(seed % 2)), rng))
+        try:
+            read_weights(path, "--weights w", "fetch it")
+            counts[True] += 1
+        except UserError:
+            counts[False] += 1
+    assert min(counts.values()) >= 10
 
 
 # Data sets.

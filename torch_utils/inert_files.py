@@ -25,6 +25,10 @@ ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"  # of protocol 2 and later
 
 
+class Foreign(Damaged):
+    """A file of another kind."""
+
+
 def read_inert(path: str | os.PathLike) -> Any:
     """What a file holds: numbers, text, containers, `Inert`, `Global`, `Tensor`. Nothing that it names is run.
 
@@ -35,23 +39,33 @@ def read_inert(path: str | os.PathLike) -> Any:
     if not os.path.getsize(path):
         raise UserError(f"{path} is empty; download it again.")
     try:
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        budget = Budget(len(data))
-        if data[:4] == ZIP_MAGIC:
-            return _read_zip(path, budget)
-        if data[:1] != PICKLE_MAGIC:
-            raise UserError(f"{path} is no snapshot: neither a pickle nor a file of torch.save.")
-        return _read_stream(cast("IO[bytes]", data), memoryview(data), budget, _calls(budget))
+        return open_inert(path)
     except Unsafe as error:
         raise UserError(f"{path} is refused: it asks for {error}, which snapshots of the official code don't need. "
                         "Nothing of it was run. Take the file from its original source.") from error
+    except Foreign as error:
+        raise UserError(f"{path} is no snapshot: {error}.") from error
     except Damaged as error:
         raise UserError(f"{path} is truncated or damaged ({error}); download it again.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:  # of pickletools and zipfile
         raise UserError(f"{path} is truncated or damaged, or no snapshot at all; download it again.") from error
+
+
+def open_inert(path: str | os.PathLike) -> Any:
+    """`read_inert`, for callers with words of their own.
+
+    Raises `Unsafe`, `Damaged`, another ValueError, OSError, EOFError, RuntimeError or `zipfile.BadZipFile`.
+    """
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    budget = Budget(len(data))
+    if data[:4] == ZIP_MAGIC:
+        return _read_zip(path, budget)
+    if data[:1] != PICKLE_MAGIC:
+        raise Foreign("neither a pickle nor a file of torch.save")
+    return _read_stream(cast("IO[bytes]", data), memoryview(data), budget, _calls(budget))
 
 
 def _calls(budget: Budget) -> dict[str, Call]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pg_modules.backbones import load_backbone
+from pg_modules.backbones import backbone_state
 from training.official.generators import UNCLAMPED, Plan, channel_rule
 from training.official.names import Rename, projected_d_names, stylegan2_d_names
 from training.official.networks import Foreign, Network, check_filters, odd_attribute, unclamped
@@ -71,7 +71,7 @@ def _zero_pass(net: Network) -> bool:
     theirs = [tensor.values() for name, tensor in net.tensors.items()
               if name.startswith(f"{FROZEN}.") and not name.endswith("num_batches_tracked")]
     for zero_pass in (True, False):
-        state = load_backbone(BACKBONE, official_zero_pass=zero_pass).net.state_dict()
+        state = backbone_state(BACKBONE, zero_pass)
         ours = [value for name, value in state.items()
                 if not name.startswith(TAIL) and not name.endswith("num_batches_tracked")]
         if len(ours) == len(theirs) and all(
