@@ -1,4 +1,4 @@
-"""Converts folders, zips, CIFAR-10, MNIST, LSUN to the PNGs of one size of training; finds duplicates in sets."""
+"""Converts sets of pictures of any packing to the PNGs of one size of training; finds duplicates in sets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import click
 from dnnlib import UserError, format_bytes
 
 if TYPE_CHECKING:
-    from dnnlib.conversion import Shaping, Write
+    from dnnlib.conversion import Shaping
     from dnnlib.images import ImageSource
+    from dnnlib.packing import Write
 
 
 def dataset_json(
@@ -33,9 +34,13 @@ def dataset_json(
 
 
 def convert_into(
-    write: Write, source: ImageSource, names: list[str], shaping: Shaping, limit: int, workers: int, on_error: str
+    write: Write, source: ImageSource, names: list[str], shaping: Shaping, limit: int, workers: int, on_error: str,
+    beside: dict[str, int] | None,
 ) -> tuple[dict[str, str], list[str], tuple[int, int], int]:
-    """Converts and writes up to `limit` images; returns (archive name -> source name, problems, size, enlarged)."""
+    """Converts and writes up to `limit` images; returns (archive name -> source name, problems, size, enlarged).
+
+    beside: labels by source name, of which each is written beside its image (``.cls``), as WebDataset has it.
+    """
     from tqdm import tqdm
 
     from dnnlib.conversion import check_size, convert_all
@@ -61,6 +66,8 @@ def convert_into(
             index = f"{len(written):08d}"
             name = f"{index[:5]}/img{index}.png"
             write(name, result.png)
+            if beside is not None:
+                write(f"{name.removesuffix('.png')}.cls", str(beside[result.name]).encode())
             written[name] = result.name
             enlarged += result.enlarged
             bar.update()
@@ -88,10 +95,12 @@ def _report(dest: Path, count: int, kind: str, classes: int, problems: list[str]
 
 @click.group(invoke_without_command=True, context_settings={"max_content_width": 120})
 @click.option("--source", type=click.Path(path_type=Path), metavar="PATH",
-              help="Folder (with subfolders) or zip of images, CIFAR-10 python .tar.gz, MNIST images .gz (labels "
-                   "beside it), or LSUN lmdb folder.  [required]")
+              help="Folder (with subfolders), zip or tar of images, folder of tars (WebDataset), lmdb folder (LSUN), "
+                   "CIFAR-10 python .tar.gz, or MNIST images .gz (labels beside it).  [required]")
 @click.option("--dest", type=click.Path(path_type=Path), metavar="PATH",
-              help="Zip to write (name ends in .zip) or folder. An existing one is refused.  [required]")
+              help="Zip or lmdb folder to write (name ends in .zip, .lmdb), or folder. An existing one is refused.  "
+                   "[required]")
+@click.option("--shards", is_flag=True, help="Write tars of 1,000 images into the folder DEST, as WebDataset has them.")
 @click.option("--resolution", metavar="N|WxH",
               help="Side in pixels, a power of two from 32 to 1024; or width x height with one side twice the other, "
                    "as 128x64 or 64x128.  [default: the source's]")
@@ -136,12 +145,14 @@ def main(ctx: click.Context, **flags: Any) -> None:
 def convert(
     source: Path, dest: Path, resolution: str | None, transform: str | None, color: str, background: str,
     max_images: int | None, include: str | None, labels: str | None, on_error: str, workers: int | None, force: bool,
+    shards: bool,
 ) -> None:
     """The form without a sub-command."""
     from dnnlib.archives import PackedSource, open_any
-    from dnnlib.conversion import Shaping, folder_writer, zip_writer
+    from dnnlib.conversion import Shaping
     from dnnlib.conversion_flags import check_dest, parse_background, parse_resolution, read_split
     from dnnlib.labels import select, source_labels
+    from dnnlib.packing import WRITERS
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     if transform == "center-crop-wide" and resolution is None:
@@ -149,7 +160,7 @@ def convert(
     size = parse_resolution(resolution, transform) if resolution is not None else None
     shaping = Shaping(size, transform, parse_background(background), grey=color == "grey")
     listed = read_split(include) if include is not None else None
-    to_zip = check_dest(dest, source, force)
+    kind = check_dest(dest, source, force, shards)
     with open_any(source) as images:
         label_of, classes = source_labels(images, labels)
         old = {} if isinstance(images, PackedSource) else (images.json() or {}).get("sources")
@@ -160,14 +171,14 @@ def convert(
             names, missing = select(origins, listed, include)
         limit = min(max_images or len(names), len(names))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with zip_writer(dest) if to_zip else folder_writer(dest) as write:
+        with WRITERS[kind](dest) as write:
             written, problems, (width, height), enlarged = convert_into(
-                write, images, names, shaping, limit, workers or cores, on_error
+                write, images, names, shaping, limit, workers or cores, on_error, label_of if shards else None
             )
             write("dataset.json", dataset_json(written, origins, label_of, classes))
     class_count = 0 if label_of is None else len(classes or ()) or max(label_of.values()) + 1
-    kind = f"{width}x{height}{', grey' * shaping.grey}"
-    _report(dest, len(written), kind, class_count, problems, enlarged, missing)
+    size_and_color = f"{width}x{height}{', grey' * shaping.grey}"
+    _report(dest, len(written), size_and_color, class_count, problems, enlarged, missing)
 
 
 @main.command()

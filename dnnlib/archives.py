@@ -1,4 +1,4 @@
-"""Published data sets in their own packing (CIFAR-10, MNIST, LSUN) as image sources for conversion."""
+"""Published data sets in their own packing (CIFAR-10, MNIST) as image sources for conversion."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import gzip
 import os
 import re
 import struct
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dnnlib import cifar
 from dnnlib.images import ImageSource, open_source
+from dnnlib.tar_source import TarSource
 from dnnlib.util import UserError
 
 _DAMAGED = (OSError, EOFError, zlib.error, struct.error)
-_LMDB_META, _LMDB_MAGIC = 152, 0xBEEFC0DE.to_bytes(4, sys.byteorder)  # bytes of a page's head with its meta data
 _MAX_MNIST = 10_000_000  # images; the largest relative has 814,255
 
 
@@ -101,80 +99,19 @@ class _MnistSource(PackedSource):
             raise UserError(f"{self.path} is damaged ({error}); download it again.") from error
 
 
-class _LsunSource(PackedSource):
-    """An LSUN category: an lmdb folder whose values are encoded images. It has no labels."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with _LmdbReader(path) as transaction:
-            self.names = sorted(key.decode("latin1") for key in transaction.cursor().iternext(values=False))
-
-    def payloads(self, names: Sequence[str]) -> Iterator[bytes | np.ndarray | None]:
-        with _LmdbReader(self.path) as transaction:
-            for name in names:
-                value = transaction.get(name.encode("latin1"))
-                if value is None:
-                    raise UserError(f"{self.path} is a damaged lmdb folder: it lists {name} but can't find it; "
-                                    "download it again.")
-                yield bytes(value)
-
-
-class _LmdbReader:
-    """Context manager: a read transaction on an lmdb folder; lmdb's errors become `UserError`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        import lmdb  # only LSUN needs it
-
-        self._error = lmdb.Error
-        if not _is_whole(self._path / "data.mdb"):
-            raise UserError(f"{self._path} is not a readable lmdb folder (truncated, or none); download it again.")
-        try:
-            self._env = lmdb.open(str(self._path), readonly=True, lock=False, readahead=False, max_readers=1)
-            self._transaction = self._env.begin()
-        except (lmdb.Error, OSError) as error:
-            raise self._damaged(error) from error
-        return self._transaction
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._transaction.abort()
-        self._env.close()
-        if isinstance(error, self._error):
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: BaseException) -> UserError:
-        return UserError(f"{self._path} is not a readable lmdb folder ({error}); download it again.")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether an lmdb file has all the pages that it speaks of. The library maps them unseen and would crash."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        first = file.read(_LMDB_META)
-        page = int.from_bytes(first[40:44], sys.byteorder)
-        file.seek(page)
-        second = file.read(_LMDB_META)
-    for meta in (first, second):  # two, used in turn
-        last = int.from_bytes(meta[136:144], sys.byteorder)
-        if meta[16:20] != _LMDB_MAGIC or not 512 <= page <= 65536 or (last + 1) * page > size:
-            return False
-    return True
-
-
 def open_any(path: str | os.PathLike) -> ImageSource:
     """Opens whatever `dataset_tool.py --source` takes, told apart by its name and content.
 
-    Folder or zip of images, CIFAR-10 ``.tar.gz``, MNIST ``images-idx3-ubyte.gz``, LSUN lmdb folder. The last
-    three are `PackedSource`. `UserError` if it's none of them or damaged.
+    What `open_source` opens (LSUN's lmdb folders among them), CIFAR-10 ``.tar.gz`` and MNIST
+    ``images-idx3-ubyte.gz``, which are `PackedSource`. `UserError` if it's none of them or damaged.
     """
     path = Path(path)
     lower = path.name.lower()
     source: ImageSource
-    if path.is_dir() and (path / "data.mdb").is_file():
-        source = _LsunSource(path)
-    elif path.is_file() and lower.endswith((".tar.gz", ".tgz", ".tar")):
+    if path.is_file() and lower.endswith(".tar"):
+        source = TarSource(path)
+        source = source if source.names else _CifarSource(path)
+    elif path.is_file() and lower.endswith((".tar.gz", ".tgz")):
         source = _CifarSource(path)
     elif path.is_file() and lower.endswith(".gz"):
         source = _MnistSource(path)

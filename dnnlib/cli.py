@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dnnlib.util import UserError, write_error
 
@@ -74,11 +75,14 @@ def make_run_dir(outdir: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `handle` within the block; in the main thread only, which alone may set handlers."""
+def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Any]]:
+    """Ctrl-C and SIGTERM call `handle` within the block; in the main thread only, which alone may set handlers.
+
+    Yields the handlers that they get after the block: those from before, unless they are changed.
+    """
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -86,19 +90,25 @@ def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C (or SIGTERM) has come; a second Ctrl-C interrupts at once.
+    """Yields a function that says whether Ctrl-C or SIGTERM has come; a second Ctrl-C interrupts at once.
 
-    Training loops ask it between steps, so that what they then write is a state between two steps.
+    Training loops ask it between steps, so that what they then write is a state between two steps. SIGTERM may come
+    again and again, as supervisors send it: it is ignored from then on, after the block too, so that a process that is
+    about to end does so with its own exit code.
     """
-    stopped = threading.Event()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield stopped.is_set  # only the main thread may set handlers
+        yield lambda: bool(came)  # only the main thread may set handlers
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
+        if number == signal.SIGINT and number in came:
             raise KeyboardInterrupt
-        stopped.set()
+        came.append(number)
 
-    with signals_to(handle):
-        yield stopped.is_set
+    with signals_to(handle) as after:
+        try:
+            yield lambda: bool(came)
+        finally:
+            if signal.SIGTERM in came:
+                after[signal.SIGTERM] = signal.SIG_IGN

@@ -1,19 +1,15 @@
-"""Conversion of an image source to PNGs of one size by several processes, and atomic writing of the resulting set."""
+"""Conversion of an image source to PNGs of one size by several processes."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import itertools
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,10 +21,9 @@ from PIL import Image
 from dnnlib.images import ImageSource
 from dnnlib.pixels import WHITE, center_crop, decode, pad, resize
 from dnnlib.sizes import format_size, is_valid_size, suggest_resolution, suggest_size
-from dnnlib.util import UserError, atomic_write, write_error
+from dnnlib.util import UserError
 
 CHUNK_BYTES = 4 << 20  # pixels that one task sends back at most, so that memory stays bounded at any worker count
-Write = Callable[[str, bytes], None]
 
 
 @dataclass(frozen=True)
@@ -195,45 +190,3 @@ def convert_all(
         raise UserError("A worker process was killed, probably for lack of memory: use fewer --workers.") from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def zip_writer(path: Path) -> Iterator[Write]:
-    """Yields write(name, data); the zip (stored, fixed timestamps) appears under `path` only on success."""
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-
-        def write(name: str, data: bytes) -> None:
-            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every system
-            archive.writestr(info, data)
-
-        yield write
-
-
-@contextlib.contextmanager
-def folder_writer(path: Path) -> Iterator[Write]:
-    """Yields write(name, data); the folder appears under `path`, replacing what was there, only on success."""
-    path = Path(os.path.realpath(path))
-    workplace: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        new = workplace / "new"
-        new.mkdir()  # mkdtemp's own folder would be private
-
-        def write(name: str, data: bytes) -> None:
-            file = new / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(data)
-
-        yield write
-        if path.exists():
-            os.replace(path, workplace / "old")
-        os.replace(new, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        if workplace is not None:
-            if (workplace / "old").exists() and not path.exists():  # the second rename failed
-                os.replace(workplace / "old", path)
-            shutil.rmtree(workplace, ignore_errors=True)

@@ -11,6 +11,8 @@ from PIL import ImageColor
 from dnnlib.sizes import format_size, is_valid_resolution, is_valid_size, suggest_size
 from dnnlib.util import UserError, parse_json
 
+_OWN = re.compile(r"\d{5}(\.tar)?|dataset\.json|(data|lock)\.mdb")  # what converted sets consist of, at the top
+
 
 def parse_resolution(text: str, transform: str | None) -> tuple[int, int]:
     """``64``, ``128x64`` -> (width, height): a valid size; for center-crop-wide any height up to a valid width."""
@@ -63,24 +65,27 @@ def read_split(option: str) -> list[str]:
     return names
 
 
-def check_dest(dest: Path, source: Path, force: bool) -> bool:
-    """True if `dest` is a zip, False for a folder. `UserError` if writing it would destroy or mix anything."""
+def check_dest(dest: Path, source: Path, force: bool, shards: bool) -> str:
+    """What `dest` is to be: "zip", "lmdb", "shards" or "folder". `UserError` if writing it would destroy or mix
+    anything."""
     real, real_source = Path(os.path.realpath(dest)), Path(os.path.realpath(source))
     suffix = dest.suffix.lower()
     nested = real in real_source.parents or (suffix != ".zip" and real_source in real.parents)
     if real == real_source or nested:
         raise UserError(f"--dest={dest} and --source={source} overlap; write elsewhere.")
+    if shards and suffix in (".zip", ".lmdb"):
+        raise UserError(f"--shards: --dest={dest} must be a folder for them, whose name doesn't end in {suffix}.")
     if suffix == ".zip":
         if dest.is_dir():
             raise UserError(f"--dest={dest} is a folder; give a zip file or a folder not named .zip.")
         if dest.exists() and not force:
             raise UserError(f"--dest={dest} exists; choose another name or add --force to replace it.")
-        return True
+        return "zip"
     if suffix in (".tar", ".gz", ".tgz", ".7z", ".rar") or (dest.exists() and not dest.is_dir()):
-        raise UserError(f"--dest={dest}: give a name that ends in .zip, or a folder.")
+        raise UserError(f"--dest={dest}: give a name that ends in .zip or .lmdb, or a folder; --shards for tars.")
     content = sorted(os.listdir(dest)) if dest.is_dir() else []
     if content and not force:
         raise UserError(f"--dest={dest} is not empty; choose another folder or add --force to replace an old data set.")
-    if content and ("dataset.json" not in content or any(not re.fullmatch(r"\d{5}|dataset\.json", c) for c in content)):
+    if content and (not {"dataset.json", "data.mdb"} & set(content) or not all(map(_OWN.fullmatch, content))):
         raise UserError(f"--dest={dest} holds more than a converted data set; --force won't delete it, empty it first.")
-    return False
+    return "lmdb" if suffix == ".lmdb" else "shards" if shards else "folder"

@@ -1,9 +1,8 @@
-"""Reading image sets: folders and zips of pictures."""
+"""Reading image sets: folders of pictures, and what they may be packed in."""
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -33,15 +32,19 @@ IMAGE_EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
     ]
 )
+_ENDINGS = tuple(sorted(IMAGE_EXTENSIONS))
 MAX_FILE_BYTES = 1 << 29  # of a picture, unpacked: what Pillow's limit of pixels takes as an uncompressed TIFF, twice
+DATASET_JSON = "dataset.json"  # of labels, in every kind of set
 JSON_BYTES, JSON_BYTES_PER_IMAGE = 16 << 20, 4096  # of dataset.json: Python needs up to 30 times as much for its values
 
 
 def is_image_name(name: str) -> bool:
     """True for relative names with an image extension outside hidden folders and macOS resource forks."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in IMAGE_EXTENSIONS
+    if not name.lower().endswith(_ENDINGS):
+        return False
+    if "/." not in name and "__MACOSX" not in name and name[0] != ".":  # nearly all
+        return True
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def strip_extension(name: str) -> str:
@@ -88,12 +91,13 @@ class ImageSource:
         except Exception as error:  # a damaged zip raises BadZipFile, zlib.error, EOFError, NotImplementedError, ...
             raise UserError(f"{self.path}: cannot read {name}: {error or type(error).__name__}.") from error
 
-    def json(self, name: str = "dataset.json") -> dict[str, Any] | None:
+    def json(self, name: str = DATASET_JSON) -> dict[str, Any] | None:
         """The parsed JSON object in file `name`, None if there is no such file."""
         if not self._has(name):
             return None
         try:
-            value = parse_json(self.read(name, most=JSON_BYTES + JSON_BYTES_PER_IMAGE * len(self.names)))
+            most = JSON_BYTES + JSON_BYTES_PER_IMAGE * len(self.names)
+            value = parse_json(self.read(name, most=most).decode("utf-8-sig"))  # not both forms of it in memory
         except ValueError as error:
             raise UserError(f"{self.path}: {name} is not valid JSON ({error}); correct or remove it.") from error
         if not isinstance(value, dict):
@@ -115,94 +119,60 @@ class _FolderSource(ImageSource):
                 subfolders.clear()
                 continue
             seen.add(real)
-            relative = Path(folder).relative_to(path)
-            self.names += [name for file in files if is_image_name(name := (relative / file).as_posix())]
+            relative = Path(folder).relative_to(path).as_posix()
+            prefix = "" if relative == "." else f"{relative}/"
+            self.names += [name for file in files if is_image_name(name := prefix + file)]
         self.names.sort()
 
     def _bytes(self, name: str, limit: int, most: int) -> bytes:
-        found = os.stat(self.path / name)
-        if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
-            raise UserError(f"{self.path}: {name} is no regular file; remove it.")
-        _check_length(self.path, name, found.st_size, most)
-        with open(self.path / name, "rb") as file:
-            return file.read(limit if limit >= 0 else most)
+        return read_file(self.path, name, limit, most)
 
     def _has(self, name: str) -> bool:
         return (self.path / name).is_file()
 
 
-class _ZipSource(ImageSource):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._zip: zipfile.ZipFile | None = None
-        self._pid = -1
-        listed: set[str] = set()
-        for info in self._open().infolist():
-            name = info.filename
-            if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
-                raise UserError(f"{path}: entry {name!r} leads outside of the archive; pack the zip again without it.")
-            if name in listed:
-                raise UserError(f"{path}: entry {name!r} occurs twice; pack the zip again with unique names.")
-            if info.flag_bits & 1:
-                raise UserError(f"{path}: entry {name!r} is encrypted; pack the zip again without a password.")
-            # zipfile unpacks other methods without a bound on memory.
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise UserError(f"{path}: entry {name!r} is packed by an unusual method; pack the zip again with the "
-                                "usual one (deflate).")
-            listed.add(name)
-        self.names = sorted(filter(is_image_name, listed))
-
-    def _open(self) -> zipfile.ZipFile:
-        # A forked process shares its parent's file position, so each process opens the file itself.
-        if self._zip is None or self._pid != os.getpid():
-            try:
-                self._zip = zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-                raise UserError(f"{self.path} is not a readable zip file ({error}); pack or copy it again.") from error
-            self._pid = os.getpid()
-        return self._zip
-
-    def _bytes(self, name: str, limit: int, most: int) -> bytes:
-        archive = self._open()
-        size = archive.getinfo(name).file_size
-        _check_length(self.path, name, size, most)
-        with archive.open(name) as file:
-            # Never without a number: zipfile would unpack up to 2 GiB, whatever size the entry claims.
-            return file.read(size if limit < 0 else min(limit, size))
-
-    def _has(self, name: str) -> bool:
-        return name in self._open().NameToInfo
-
-    def close(self) -> None:
-        if self._zip is not None:
-            self._zip.close()
-        self._zip = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None, "_pid": -1}
+def read_file(folder: Path, name: str, limit: int, most: int) -> bytes:
+    """File `name` of a folder, as `ImageSource.read` has it; `UserError` if it is no regular file or too long."""
+    path = f"{folder}/{name}"
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
+        raise UserError(f"{folder}: {name} is no regular file; remove it.")
+    check_length(folder, name, found.st_size, most)
+    with open(path, "rb", buffering=0) as file:
+        return file.read(found.st_size if limit < 0 else limit)
 
 
-def _check_length(path: Path, name: str, size: int, most: int) -> None:
+def check_length(path: Path, name: str, size: int, most: int) -> None:
+    """`UserError` if `size` bytes of file `name` are more than are read."""
     if size > most:
         raise UserError(f"{path}: {name} has {format_bytes(size)}, more than the {format_bytes(most)} that are read; "
                         "remove it.")
 
 
 def open_source(path: str | os.PathLike) -> ImageSource:
-    """Opens a folder (searched with its subfolders) or a zip of images.
+    """Opens a folder (searched with its subfolders), a zip, a tar, a folder of tars or an lmdb folder of images.
 
-    `UserError` if `path` is missing, is neither of the two, holds no image, or is a zip with entries
-    that are duplicate, encrypted, packed by an unusual method, or lead outside of it.
+    `UserError` if `path` is missing, is none of them, holds no image, or is an archive that is damaged or has entries
+    that are duplicate, encrypted, packed by an unusual method, links, or lead outside of it.
     """
+    from dnnlib.lmdb_source import LmdbSource
+    from dnnlib.tar_source import TarSource
+    from dnnlib.zip_source import ZipSource
+
     path = Path(path)
+    source: ImageSource
     if path.is_dir():
-        source: ImageSource = _FolderSource(path)
+        source = LmdbSource(path) if (path / "data.mdb").is_file() else _FolderSource(path)
+        if not source.names and next(path.glob("*.tar"), None) is not None:
+            source = TarSource(path)
+    elif path.is_file() and path.suffix.lower() == ".tar":
+        source = TarSource(path)
     elif path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
-        source = _ZipSource(path)
+        source = ZipSource(path)
     elif path.exists():
-        raise UserError(f"{path} is neither a folder of images nor a zip file.")
+        raise UserError(f"{path} is neither a folder of images nor a zip, tar or lmdb folder.")
     else:
-        raise UserError(f"{path} does not exist; give a folder of images or a zip file.")
+        raise UserError(f"{path} does not exist; give a folder, zip, tar or lmdb folder of images.")
     if not source.names:
         raise UserError(f"{path} contains no images (looked for {', '.join(sorted(IMAGE_EXTENSIONS))}).")
     return source

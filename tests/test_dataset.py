@@ -15,6 +15,7 @@ import dataset_tool
 from dnnlib import UserError
 from dnnlib.sizes import is_valid_size, suggest_size
 from training.dataset import ImageDataset
+from training.decoded_cache import PART
 
 
 def pixels(seed, side=32):
@@ -51,7 +52,7 @@ def rewrite(path, change):
             archive.writestr(name, data)
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("cache", ["on", "off"])
 def test_items_labels_and_flips(converted, cache):
     dataset = ImageDataset(converted, use_labels=True, mirror=True, cache=cache)
     assert (dataset.name, dataset.resolution, dataset.num_images, dataset.label_dim) == ("set", 32, 6, 3)
@@ -84,7 +85,7 @@ def test_returned_images_are_copies(converted):
     assert dataset[0][0].max() > 0
 
 
-@pytest.mark.parametrize(("context", "cache"), [("fork", True), ("fork", False), ("spawn", True)])
+@pytest.mark.parametrize(("context", "cache"), [("fork", "on"), ("fork", "off"), ("spawn", "on")])
 def test_loader_workers(converted, cache, context):
     dataset = ImageDataset(converted, use_labels=True, mirror=True, cache=cache)
     dataset[3]  # the parent has the zip open and part of the cache filled
@@ -148,7 +149,7 @@ def test_class_count_comes_from_the_whole_set(tmp_path, converted):
     assert (dataset.num_images, dataset.label_dim) == (2, 3)
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("cache", ["on", "off"])
 @pytest.mark.parametrize(("width", "height", "aspect"), [(64, 32, (1, 2)), (32, 64, (2, 1)), (32, 32, (1, 1))])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_and_two_to_one_sets(tmp_path, width, height, aspect, channels, cache):
@@ -183,7 +184,7 @@ def test_cache_counts_the_bytes_of_its_images(tmp_path, monkeypatch):
     for mode in ("L", "RGB"):
         (tmp_path / mode).mkdir()
         Image.new(mode, (64, 32)).save(tmp_path / mode / "a.png")
-    monkeypatch.setattr("training.dataset.CACHE_LIMIT_BYTES", 64 * 32)
+    monkeypatch.setattr("training.decoded_cache.available_bytes", lambda: PART * 64 * 32)
     assert ImageDataset(tmp_path / "L").cached
     assert not ImageDataset(tmp_path / "RGB").cached
 
@@ -220,7 +221,7 @@ def _raw_sets():
     yield "huge", [(2048, 2048)], "RGB", "png", 1024, False
     yield "grey of 16 bits", [(64, 64)], "I;16", "png", 64, False
     yield "rgba", [(64, 64)], "RGBA", "png", 64, False
-    yield "jpeg", [(64, 64)], "RGB", "jpg", 64, False
+    yield "jpeg of CMYK", [(64, 64)], "CMYK", "jpg", 64, False
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
+import re
 import shlex
 import statistics
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dnnlib import UserError
-from dnnlib.fingerprint import set_fingerprint
+from dnnlib.fingerprint import set_fingerprint, spread
 from dnnlib.images import ImageSource, decode, open_source
 from dnnlib.labels import read_classes, read_labels
 from dnnlib.pixels import open_image
 from dnnlib.sizes import format_size, is_valid_size, suggest_resolution
+from training.decoded_cache import DecodedCache
 from training.holdout import part_names
 
-CACHE_LIMIT_BYTES = 2 << 30
+CHECKED = 20_000  # headers that opening a set looks at
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_ORIENTATION = 0x0112  # tag of EXIF 2.3; above 4 the sides are exchanged
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_CHANNELS = {b"\x08\x02": 3, b"\x08\x00": 1}  # bit depth 8, colour type RGB or grey
 
@@ -43,53 +44,22 @@ def conversion_command(path: Path, flags: str = "", resolution: str | None = Non
     return f"python dataset_tool.py --source={shlex.quote(str(path))} --dest={shlex.quote(str(dest))}{size}{flags}"
 
 
-class _DecodedCache:
-    """Decoded images, kept from their first use on in memory that forked loader workers share.
-
-    The memory is anonymous (no file under /dev/shm, which containers keep small) and is only taken as it
-    fills up. Spawned processes start with an empty cache of their own.
-    """
-
-    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
-        self.shape = (count, *shape)
-        self._map()
-
-    def _map(self) -> None:
-        count = self.shape[0]
-        self._images = np.frombuffer(mmap.mmap(-1, math.prod(self.shape)), np.uint8).reshape(self.shape)
-        # Two workers may fill the same entry at once: both write the same bytes, then set its flag.
-        self._filled = np.frombuffer(mmap.mmap(-1, count), np.uint8)
-
-    def get(self, index: int) -> np.ndarray | None:
-        return self._images[index] if self._filled[index] else None
-
-    def put(self, index: int, image: np.ndarray) -> None:
-        self._images[index] = image
-        self._filled[index] = 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"shape": self.shape}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.shape = state["shape"]
-        self._map()
-
-
 class ImageDataset(torch.utils.data.Dataset):
-    """A folder or zip of PNGs of one size and kind, square or 2:1, RGB or grey, as `dataset_tool.py` writes it.
+    """Pictures of one size and kind, square or 2:1, RGB or grey, PNG (as `dataset_tool.py` writes them), JPEG or WebP.
 
-    path        folder or zip
+    path        folder, zip, tar, folder of tars, or lmdb folder
     use_labels  read class labels from its dataset.json; they must be complete
     mirror      adds every image once more, flipped in x
     max_images  use a fixed random subset of this size (seed 0; a smaller one is part of a larger one)
     holdout     share of the images that never trains, split by content (`training.holdout`)
     part        "train", or "heldout" for the images that --holdout keeps from training
-    cache       keep decoded images in memory if the set takes at most 2 GiB
+    cache       keep decoded images in memory: "on", "off", or "auto" (see `DecodedCache.create`)
 
     Attributes: `name`; `shape` = (channels, H, W); `channels`, 3 or 1; `resolution`, the short side; `aspect`, H and
     W in multiples of it: (1, 1), (1, 2) wide or (2, 1) tall; `num_images` (files used), `names` (of these files),
     `label_dim` (0 without labels), `labels` (int64 [num_images] or None), `fingerprint`. `UserError` if the set isn't
-    converted (the message holds the command that does it), or its labels are absent or don't fit.
+    converted (the message holds the command that does it), or its labels are absent or don't fit. Of sets larger than
+    `CHECKED` opening looks at as many pictures, spread over the set; the others are checked as they are read.
     """
 
     def __init__(
@@ -99,12 +69,12 @@ class ImageDataset(torch.utils.data.Dataset):
         use_labels: bool = False,
         mirror: bool = False,
         max_images: int | None = None,
-        cache: bool = True,
+        cache: str = "auto",
         holdout: float = 0.0,
         part: str = "train",
     ) -> None:
         self.path = Path(path)
-        self.name = Path(os.path.realpath(path)).name.removesuffix(".zip")
+        self.name = re.sub(r"\.(zip|tar|lmdb)$", "", Path(os.path.realpath(path)).name)
         self.mirror = mirror
         if max_images is not None and max_images < 1:
             raise UserError(f"{path}: the number of images to use must be at least 1, not {max_images}.")
@@ -117,10 +87,15 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_images = len(self.names)
         self.labels: np.ndarray | None = None
         self.label_dim = 0
+        self._cache: DecodedCache | None = None
         if use_labels:
             self.labels, self.label_dim = self._read_labels()
-        size = self.num_images * math.prod(self.shape)
-        self._cache = _DecodedCache(self.num_images, self.shape) if cache and size <= CACHE_LIMIT_BYTES else None
+        self.keep_decoded(cache)
+
+    def keep_decoded(self, mode: str) -> None:
+        """From now on keeps decoded images in memory, or doesn't; what is kept already stays unless `mode` is "off"."""
+        if mode == "off" or not self.cached:
+            self._cache = DecodedCache.create(mode, self.num_images, self.shape)
 
     def _read_labels(self) -> tuple[np.ndarray, int]:
         content = self._source.json()
@@ -137,7 +112,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """`set_fingerprint` of the files used. Reads every file, at the first access only."""
+        """`set_fingerprint` of the files used. Reads them, at the first access only."""
         return set_fingerprint(self._source, self.names, self._source.json())
 
     @property
@@ -175,8 +150,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def _open_set(path: Path) -> ImageSource:
-    is_packed = path.is_file() and path.suffix.lower() in (".gz", ".tgz", ".tar")
-    if is_packed or (path / "data.mdb").is_file():
+    if path.is_file() and path.suffix.lower() in (".gz", ".tgz"):
         raise UserError(f"{path} must be converted first: {conversion_command(path)}")
     return open_source(path)
 
@@ -190,23 +164,38 @@ def _subset(names: list[str], count: int | None) -> list[str]:
 def _check_converted(source: ImageSource) -> tuple[int, int, int]:
     """(channels, H, W) of a converted set, from its files' headers; `UserError` with the remedy for others."""
     first: tuple[int, int, int] | None = None
-    for name in source.names:
-        head = source.read(name, 26)
-        width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-        shape = (_PNG_CHANNELS.get(head[24:26], 0), height, width)
-        if not head.startswith(_PNG_START) or not shape[0]:
-            why = f"{name} is not an 8-bit RGB or grey PNG"
+    names = source.names
+    for place in spread(len(names), CHECKED):
+        name = names[place]
+        channels, height, width = shape = _shape(source, name)
+        if not channels:
+            why = f"{name} is not an 8-bit RGB or grey {', '.join(_FORMATS)}"
         elif not is_valid_size(width, height):
             why = f"{name} is {width}x{height}, not square or 2:1 with a power of two from 32 to 1024 as its short side"
         elif shape != (first or shape):
             assert first is not None
-            why = f"{name} is {_describe(shape)}, but {source.names[0]} is {_describe(first)}"
+            why = f"{name} is {_describe(shape)}, but {names[0]} is {_describe(first)}"
         else:
             first = shape
             continue
         raise UserError(f"{source.path} must be converted first ({why}): {_suggest(source)}")
     assert first is not None
     return first
+
+
+def _shape(source: ImageSource, name: str) -> tuple[int, int, int]:
+    """(channels, H, W) by the file's header; 0 channels if it is no picture to train on."""
+    head = source.read(name, 26)
+    if head.startswith(_PNG_START):
+        height, width = int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+        return _PNG_CHANNELS.get(head[24:26], 0), height, width
+    try:
+        with open_image(source.read(name)) as img:
+            turned = img.getexif().get(_ORIENTATION, 1) > 4
+            sides = (img.width, img.height) if turned else (img.height, img.width)
+            return ({"RGB": 3, "L": 1}.get(img.mode, 0) if img.format in _FORMATS[1:] else 0, *sides)
+    except Exception:  # Pillow's readers raise almost anything on damaged data
+        return (0, 0, 0)
 
 
 def _describe(shape: tuple[int, int, int]) -> str:

@@ -46,7 +46,7 @@ def open_dataset(gan: Gan, space: str, path: str | None, mirror: bool | None) ->
     dataset = ImageDataset(path or own["path"], use_labels=own["use_labels"],
                            mirror=own["mirror"] if mirror is None else mirror,
                            max_images=own.get("max_images") if path is None else None,
-                           holdout=own.get("holdout", 0.0) if path is None else 0.0, cache=False)
+                           holdout=own.get("holdout", 0.0) if path is None else 0.0, cache="off")
     if dataset.resolution != own["resolution"]:
         raise UserError(f"--data {dataset.path}: {dataset.resolution} px, but {gan.path} has {own['resolution']} px; "
                         f"convert it with dataset_tool.py --resolution {own['resolution']}.")

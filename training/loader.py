@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from dnnlib import UserError
+from torch_utils import distributed
 from torch_utils.rng import generator
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
+from training.skipping import Draw, Drawn, Pair, Substitutes
 
-Pair = Callable[[Sequence[int], Sequence[int]], list[int]]  # of `Conditioning.pair`
-Draw = tuple[int, int, int]  # real image, image that its condition comes from, place in the stream
 WHOLE = slice(None)
+MOST_WORKERS = 8  # by default: more wait for memory and disk
 PATIENCE = 20.0  # seconds without a batch after which loader workers count as lost
 DEATH = "has died (killed, or out of memory)"
 REMEDY = "; continue from the newest snapshot with --resume, and --workers 0 if it happens again."
@@ -53,18 +56,6 @@ class EndlessSampler(Sampler[list[Draw]]):
             position += self.batch_size
 
 
-class _Drawn(Dataset):
-    """The data set by `Draw`: (uint8 image, label, index of the condition, place in the stream)."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int, int, int]:
-        real, origin, place = draw
-        img, label, _ = self.dataset[real]
-        return img, label, origin, place
-
-
 def to_float(img_u8: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 → float32 in [-1, 1]."""
     return img_u8.to(torch.float32) / 127.5 - 1
@@ -75,24 +66,41 @@ def to_uint8(img: torch.Tensor) -> torch.Tensor:
     return (img.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
+def default_workers(cached: bool, device: torch.device) -> int:
+    """Loader workers for ``--workers auto``.
+
+    None if images come decoded from memory, or this process has a core for itself alone. One for training on the CPU,
+    whose step takes hundreds of times longer than reading its images: it hides a slow disk. Otherwise as many as this
+    process has cores beside its own, up to `MOST_WORKERS`.
+    """
+    own = _cores() // distributed.sharing(torch.device("cpu"))
+    if cached or own < 2:
+        return 0
+    return 1 if device.type == "cpu" else min(own - 1, MOST_WORKERS)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
-            device: torch.device, workers: int, pair: Pair | None = None, share: slice = WHOLE) -> Iterator[Batch]:
+            device: torch.device, workers: int, pair: Pair | None = None, share: slice = WHOLE,
+            substitutes: Substitutes | None = None) -> Iterator[Batch]:
     """Endless batches on `device`, beginning after `start` images; the same whatever `workers` is.
 
     share: which rows of every batch of `batch_size` images; all of them unless several processes share it.
-    `UserError` if an image can't be read; or workers give none for `PATIENCE`; see `lost_workers`.
+    substitutes: told of images that can't be read, and what it says of the batch holds until the next one.
+    `UserError` if too many images can't be read; or workers give none for `PATIENCE`; see `lost_workers`.
     """
     loader = DataLoader(
-        _Drawn(dataset), batch_sampler=EndlessSampler(len(dataset), batch_size, seed, start, pair, share),
+        Drawn(dataset), batch_sampler=EndlessSampler(len(dataset), batch_size, seed, start, pair, share),
         num_workers=workers, pin_memory=device.type == "cuda", persistent_workers=workers > 0,
     )
-    try:
-        for img_u8, labels, indices, draws in _watched(loader, dataset) if workers else loader:
-            yield Batch(img=to_float(img_u8.to(device, non_blocking=True)), labels=labels.to(device),
-                        indices=indices, draws=draws)
-    except UserError as error:
-        # A worker's error arrives with its traceback in front; the last line is the message.
-        raise UserError(error.message.strip().splitlines()[-1].removeprefix("dnnlib.util.UserError: ")) from error
+    substitutes = substitutes or Substitutes(dataset, seed, pair)
+    for img_u8, labels, origins, draws, reals, problems in _watched(loader, dataset) if workers else loader:
+        substitutes.fill(img_u8, labels, origins, draws, reals, problems)
+        yield Batch(img=to_float(img_u8.to(device, non_blocking=True)), labels=labels.to(device),
+                    indices=origins, draws=draws)
 
 
 def _kill_workers() -> None:
@@ -103,7 +111,7 @@ def _kill_workers() -> None:
         worker.kill()
 
 
-def _watched(loader: DataLoader, dataset: ImageDataset) -> Iterator[tuple[torch.Tensor, ...]]:
+def _watched(loader: DataLoader, dataset: ImageDataset) -> Iterator[Any]:
     """What `loader` gives; `UserError` if it gives nothing for `PATIENCE`, or a worker's connection breaks.
 
     Its own timeout would wait for ever for a worker that is suspended in the middle of a batch.

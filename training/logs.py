@@ -14,7 +14,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from dnnlib import format_bytes, format_time
+from dnnlib import UserError, format_bytes, format_time
 from dnnlib.util import write_error
 from torch_utils.device import device_description
 from torch_utils.rng import generator
@@ -24,6 +24,7 @@ from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics, collapse_warning
 from training.run_state import RunState, image_shape
 from training.sampling import Sampler, encode, grid, live_gan
+from training.skipping import Drawn
 
 GRID = 64  # images of reals.png and fakes*.png
 
@@ -45,22 +46,28 @@ class RunLog:
     def begin(self) -> None:
         """Grid of reals and of the untrained generator, for new runs."""
         if self.run.progress["cur_nimg"] == 0:
-            reals = torch.stack([self.dataset[i][0] for i in self.grid_indices])
-            save_grid(self.run_dir / "reals.png", reals)
+            save_grid(self.run_dir / "reals.png", torch.stack([self.dataset[i][0] for i in self._grid()]))
             self.fakes("fakes_init.png")
         self.since = time.monotonic()
         self.since_nimg = self.run.progress["cur_nimg"]
 
     def fakes(self, name: str | None = None) -> None:
         """Grid of G_ema's samples: for the images (or classes) of ``reals.png`` where G is conditioned."""
-        f = None
+        f, grid = None, self._grid()
         if self.run.conditioning.uses_latents:
-            f = encode(self.run.G_ema.encoder, self.dataset, self.grid_indices, self.run.device)
+            f = encode(self.run.G_ema.encoder, self.dataset, grid, self.run.device)
         labels = self.run.conditioning.labels_of(self.dataset)
         sampler = Sampler(live_gan(self.run, "this run"), references=f,
-                          labels=None if labels is None else [labels[i] for i in self.grid_indices])
-        images = torch.cat(list(sampler.images(range(len(self.grid_indices)), 16)))
+                          labels=None if labels is None else [labels[i] for i in grid])
+        images = torch.cat(list(sampler.images(range(len(grid)), 16)))
         save_grid(self.run_dir / (name or f"fakes{self.run.progress['cur_nimg'] // 1000:06d}.png"), images)
+
+    def _grid(self) -> list[int]:
+        """The images of the grids, without those that can't be read any more; `UserError` if none can."""
+        problems = [Drawn(self.dataset)[i, i, 0][-1] for i in self.grid_indices]
+        if all(problems):
+            raise UserError(f"{problems[0]} Nor can others be read. Put the data set back, then use --resume.")
+        return [i for i, problem in zip(self.grid_indices, problems, strict=True) if not problem]
 
     def tick(self, diagnostics: Diagnostics | None) -> None:
         """One line of stats.jsonl, TensorBoard scalars and a line for people; closes the tick."""

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fuzz.harness import OUTCOMES, run
 
-KINDS = ("checkpoint", "latents", "prior", "stats", "features", "zip", "image", "labels", "archive", "run")
+KINDS = ("checkpoint", "latents", "prior", "stats", "features", "zip", "tar", "image", "labels", "archive", "run")
 SHOWN = 12
 
 

@@ -26,7 +26,7 @@ def attacks(kind: str, canary: str) -> dict[str, bytes]:
     return {"checkpoint": lambda: {**payloads(canary), **pickled(samples.checkpoints()[2]), **configured(canary)},
             "latents": lambda: {**payloads(canary), **stored(*samples.latents())},
             "prior": lambda: {**payloads(canary), **prior_parts(samples.priors())},
-            "zip": sets.zips, "image": sets.pictures, "labels": sets.texts, "features": sets.arrays,
+            "zip": sets.zips, "tar": sets.tars, "image": sets.pictures, "labels": sets.texts, "features": sets.arrays,
             "archive": lambda: sets.packed(canary), "run": sets.runs, "stats": lambda: payloads(canary)}[kind]()
 
 

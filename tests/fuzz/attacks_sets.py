@@ -57,6 +57,33 @@ def zips() -> dict[str, bytes]:
     return files
 
 
+def tars() -> dict[str, bytes]:
+    """Names that lead elsewhere, links, devices, doubles, sizes that lie, headers without end."""
+    picture = samples.png(0)
+    names = ("../a.png", "/a.png", "C:/a.png", "a/../../b.png", "..\\a.png", "x/" * 80 + "../a.png")
+    files = {f"name-{index}": samples.tar_of([(name, picture, {}), ("b.png", picture, {})])
+             for index, name in enumerate(names)}
+    for title, kind in {"symlink": tarfile.SYMTYPE, "link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE,
+                        "pipe": tarfile.FIFOTYPE, "sparse": tarfile.GNUTYPE_SPARSE}.items():
+        entry = ("a.png", b"", {"type": kind, "linkname": "/etc/passwd"})
+        files[title] = samples.tar_of([("b.png", picture, {}), entry], tarfile.GNU_FORMAT)
+    sound = samples.tar_of([("a.png", picture, {}), ("b.png", picture, {})])
+    files |= {"twice": samples.tar_of([("a.png", picture, {}), ("./a.png", picture, {})]), "cut": sound[:3000],
+              "no-end": sound[:-9000], "gzip": gzip.compress(sound), "none": samples.tar_of([("a.txt", b"x", {})]),
+              "directory": samples.tar_of([("../a/", b"", {"type": tarfile.DIRTYPE}), ("b.png", picture, {})]),
+              "label": samples.tar_of([("a.png", picture, {}), ("a.cls", b"cat", {})]),
+              "label-json": samples.tar_of([("a.png", picture, {}), ("a.json", NESTED.encode()[:60_000], {})])}
+    for title, size in {"huge": 2**40, "negative": -512, "claims": 2**30}.items():
+        files[title] = samples.tar_of([("a.png", picture, {"pax_headers": {"size": str(size)}})])
+    for title, kind in {"long-name": tarfile.GNUTYPE_LONGNAME, "pax": tarfile.XHDTYPE}.items():
+        info = tarfile.TarInfo("././@LongLink")
+        info.type, info.size = kind, 2**33
+        files[title] = info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000)
+        info.size = 0
+        files[f"{title}-chain"] = info.tobuf(tarfile.GNU_FORMAT) * 20_000 + bytes(1024)
+    return files
+
+
 def pictures() -> dict[str, bytes]:
     """Bombs and foreign formats."""
     header = b"\x89PNG\r\n\x1a\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +106,13 @@ def _open_images(path: Path) -> None:
         list(convert_all(source, source.names[:8], shaping, workers=1))
 
 
-def _open_set(path: Path) -> None:
+def _open_set(path: Path, labels: bool = True) -> None:
     """As dataset_tool.py, then as train.py, which wants a converted set."""
     from training.dataset import ImageDataset
 
     with contextlib.suppress(UserError):
         _open_images(path)
-    dataset = ImageDataset(path, use_labels=True)
+    dataset = ImageDataset(path, use_labels=labels)
     for index in range(min(len(dataset), 8)):
         dataset[index]
 
@@ -140,8 +141,10 @@ def _open_archive(path: Path) -> None:
     if path.name == "data.mdb":
         folder = path.parent / "lsun"
         folder.mkdir(exist_ok=True)
-        path = (folder / "data.mdb").write_bytes(path.read_bytes()) and folder
-    _open_images(path)
+        (folder / "data.mdb").write_bytes(path.read_bytes())
+        _open_set(folder, labels=False)
+    else:
+        _open_images(path)
 
 
 def _open_run(path: Path) -> None:
@@ -186,6 +189,15 @@ def _mutate_set(data: bytes, rng: random.Random) -> bytes:
     return mutate_zip(data, rng, _change_entry)
 
 
+def _mutate_tar(data: bytes, rng: random.Random) -> bytes:
+    """Changes anywhere, then check sums of headers that are right again."""
+    out = bytearray(mutate_bytes(data, rng))
+    for at in range(0, len(out) - 511, 512):
+        if out[at + 257:at + 262] == b"ustar":
+            out[at + 148:at + 156] = b"%06o\0 " % (sum(out[at:at + 148]) + 256 + sum(out[at + 156:at + 512]))
+    return bytes(out)
+
+
 _PACKED = _mutate(mutate_checkpoint)
 KINDS: dict[str, Kind] = {
     "checkpoint": Kind(_named("network-snapshot-000001.pkl", samples.checkpoints), _PACKED, _open_checkpoint, 512),
@@ -196,6 +208,9 @@ KINDS: dict[str, Kind] = {
                      256),
     "zip": Kind(_named("set.zip", lambda: [samples.image_set(), samples.image_set(8)]), _mutate(_mutate_set), _open_set,
                 2048),
+    "tar": Kind(_named("set.tar", lambda: [samples.tar_set(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT,
+                                                                              tarfile.GNU_FORMAT)]),
+                _mutate(_mutate_tar), _open_set, 1024),
     "image": Kind(_named("picture.png", samples.images), _mutate(mutate_bytes), _open_image, 2048),
     "labels": Kind(_named("dataset.json", samples.labels), _mutate(mutate_json), _open_labels, 1024),
     "archive": Kind(_archive_samples, _mutate_archive, _open_archive, 512),

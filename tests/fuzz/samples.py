@@ -9,6 +9,7 @@ import pickle
 import struct
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,26 @@ def image_set(method: int = 0) -> bytes:
     """A converted set of four images."""
     parts = [(f"00000/img{i:08d}.png", png(i)) for i in range(4)]
     return rezip([*parts, ("dataset.json", labels()[0])], method)
+
+
+def tar_of(entries: Sequence[tuple[str, bytes, dict[str, Any]]], kind: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar of (name, content, other fields of the header)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        for name, content, fields in entries:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for key, value in fields.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def tar_set(kind: int) -> bytes:
+    """A shard of four images with their labels, one with a long name."""
+    names = ["0", "1", "2", "a" * 90 + "/" + "b" * 60]
+    return tar_of([entry for i, name in enumerate(names)
+                   for entry in ((f"{name}.png", png(i), {}), (f"{name}.cls", b"%d" % (i % 3), {}))], kind)
 
 
 def archives() -> list[tuple[str, bytes]]:
