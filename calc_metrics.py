@@ -42,6 +42,8 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--heldout", metavar="DIR|ZIP", help="Images that never trained: the bar for copying"),
         click.option("--pairs", metavar="PNG", help="Picture of the ten images nearest to a training image, with it"),
         click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time"),
+        click.option("--gpus", type=click.IntRange(min=1),
+                     help="Processes on this machine, a GPU each (--device cpu: cores)"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps"),
         click.option("--no-cache", is_flag=True, help="Compute the features of data sets anew and keep nothing"),
         click.option("--verbose", type=bool, default=True, show_default=True, metavar="BOOL", help="Show progress"),
@@ -57,7 +59,6 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--mirror", type=bool, metavar="BOOL", help="Real x-flips in fidNk and copying  [default: as trained]")
 @click.option("--seed", type=click.IntRange(0, 4293), default=0, show_default=True, help="Random seed")
 @click.option("--outdir", metavar="DIR", help="Where metric-NAME.jsonl go  [default: beside the network]")
-@click.option("--gpus", type=int, default=1, show_default=True, help="Processes; 1 in this version")
 @shared_options
 @click.pass_context
 def main(ctx: click.Context, **flags: Any) -> None:
@@ -67,15 +68,12 @@ def main(ctx: click.Context, **flags: Any) -> None:
             raise UserError(f"--{given[0].replace('_', '-')} stands before compare: write flags of compare after it; "
                             "it takes no --network and what belongs to one.")
         return
-    if flags["gpus"] != 1:
-        raise UserError(f"--gpus {flags['gpus']}: this version measures in one process; leave it out or say 1.")
     if not flags["network"]:
         raise UserError("--network is missing: give a network-snapshot-*.pkl of train.py, or use the form "
                         "calc_metrics.py compare A B for two image sets.")
-    from metrics.command import check_flags
+    from metrics.command import measure_together
 
-    check_flags(flags)
-    measure_network(**flags)
+    measure_together(measure_network, flags)
 
 
 @main.command()
@@ -84,40 +82,43 @@ def main(ctx: click.Context, **flags: Any) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of KID's subsets")
 @click.option("--outdir", metavar="DIR", help="Where metric-NAME.jsonl go  [default: nowhere]")
 @shared_options
-def compare(images: str, reals: str, outdir: str | None, metrics: str, seed: int, batch: int, heldout: str | None,
-            pairs: str | None, verbose: bool, no_cache: bool, **flags: Any) -> None:
+def compare(images: str, reals: str, **flags: Any) -> None:
     """Measure the images in A (judged) against those in B (real): folders or zips, of any image sizes."""
-    from metrics.command import check_flags, open_cache, open_detector, open_set, progress, save_closest, show
+    from metrics.command import measure_together
+
+    measure_together(lambda **rest: measure_images(images, reals, **rest), flags)
+
+
+def measure_images(images: str, reals: str, outdir: str | None, metrics: str, seed: int, batch: int,
+                   heldout: str | None, pairs: str | None, verbose: bool, no_cache: bool, **flags: Any) -> None:
+    """The second form: images against images."""
+    from metrics.command import deliver, open_cache, open_detector, open_set, progress
     from metrics.image_sets import describe
     from metrics.registry import evaluate
 
-    check_flags({"outdir": outdir, "heldout": heldout, "pairs": pairs, **flags})
     detector = open_detector(metrics, **flags)
     judged, against = open_set(images), open_set(reals)
     records = evaluate(metrics, judged, against, detector=detector, heldout=open_set(heldout) if heldout else None,
                        seed=seed, cache=open_cache(no_cache), batch_size=batch, progress=progress(verbose),
                        provenance={"snapshot_pkl": None, "images": describe(judged)})
-    show(records, outdir)
-    if pairs:
-        save_closest(pairs, records, judged.read, against)
+    deliver(records, outdir, pairs, judged.read, against)
 
 
-def measure_network(network: str, outdir: str | None, metrics: str, detector: str, weights: str | None, device: str,
+def measure_network(network: str, outdir: str | None, metrics: str, detector: str, weights: str | None, device: Any,
                     data: str | None, mirror: bool | None, seed: int, batch: int, heldout: str | None,
-                    pairs: str | None, verbose: bool, no_cache: bool, gpus: int, **flags: Any) -> None:
+                    pairs: str | None, verbose: bool, no_cache: bool, **flags: Any) -> None:
     """The first form: samples of a checkpoint against its data set."""
-    from metrics.command import open_cache, open_detector, open_set, progress, save_closest, show
+    from metrics.command import deliver, open_cache, open_detector, open_set, progress
     from metrics.detectors import check_detector, check_not_own
     from metrics.image_sets import from_dataset
     from metrics.names import parse_metrics
     from metrics.registry import evaluate
-    from torch_utils.device import select_device
     from training.run_state import frozen_networks
     from training.sampling import load_gan
 
     check_detector(detector, weights)
     kinds = {metric.kind for metric in parse_metrics(metrics)}
-    gan = load_gan(network, select_device(device))
+    gan = load_gan(network, device)
     check_not_own(detector, *frozen_networks(gan.config))
     dataset, notes = open_data(gan, data)
     source = SourceFlags.take(flags)
@@ -134,9 +135,8 @@ def measure_network(network: str, outdir: str | None, metrics: str, detector: st
         provenance={"snapshot_pkl": Path(network).name, "network_hash": gan.hash,
                     "cur_nimg": gan.progress["cur_nimg"], "conditions": conditions},
     )
-    show(records, outdir or str(Path(network).parent))
-    if pairs:
-        save_closest(pairs, records, lambda k: sampler.batch([seed * SEEDS_PER_RUN + k])[0], reals)
+    deliver(records, outdir or str(Path(network).parent), pairs,
+            lambda k: sampler.batch([seed * SEEDS_PER_RUN + k])[0], reals)
 
 
 def open_data(gan: Any, path: str | None) -> tuple[Any, list[str]]:

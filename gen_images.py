@@ -14,6 +14,8 @@ Networks that are told of instances (dicgan, icgan, disp) need one of --ldm, --r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,18 @@ from training.source_options import SourceFlags, source_options
 @click.option("--grid", metavar="PNG", help="Also write one picture of all samples  [--vary: always, by default "
               "OUTDIR/vary-NAME.png]")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time")
+@click.option("--gpus", type=click.IntRange(min=1), help="Processes on this machine, a GPU each (--device cpu: cores)")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps")
 @click.option("--translate", hidden=True)
 @click.option("--rotate", hidden=True)
-def main(network: str, seeds: str, outdir: str, grid: str | None, batch: int, device: str, **flags: Any) -> None:
+def main(gpus: int | None, device: str, **flags: Any) -> None:
+    from torch_utils.launch import together
+
+    together(gpus, device, lambda own: generate(device=own, **flags))
+
+
+def generate(network: str, seeds: str, outdir: str, grid: str | None, batch: int, device: Any, **flags: Any) -> None:
+    """The command, in each of its processes."""
     if flags.pop("translate") is not None or flags.pop("rotate") is not None:
         raise UserError("--translate, --rotate: only StyleGAN3 can move its input; leave them out.")
     numbers = parse_seeds(seeds)
@@ -56,11 +66,12 @@ def main(network: str, seeds: str, outdir: str, grid: str | None, batch: int, de
     check_companions(source, **{key: flags[key] for key in ("save_source", "alter", "ref_grid", "per_ref")})
     make_outdir(outdir)
 
-    from torch_utils.device import select_device
+    from torch_utils.distributed import world
     from training.sampling import load_gan
 
-    sampler = make_sampler(load_gan(network, select_device(device)), source, numbers, batch, nearest=controls.nearest,
-                           **flags)
+    if controls.vary is not None and world() > 1:
+        raise UserError(f"--vary {controls.vary} is drawn in one process; leave out --gpus and torchrun.")
+    sampler = make_sampler(load_gan(network, device), source, numbers, batch, nearest=controls.nearest, **flags)
     if controls.vary is None:
         save_images(sampler, numbers, Path(outdir), batch, grid)
         click.echo(f"{len(numbers)} images in {outdir} ({sampler.provenance['mode']}).")
@@ -98,6 +109,7 @@ def make_sampler(gan: Any, source: SourceFlags, seeds: list[int], batch: int, *,
                  noise_mode: str | None, nearest: bool = False) -> Any:
     """The network with its source of conditions; writes the files of ``--save-source`` and ``--ref-grid``."""
     from ldm.latents import open_latents
+    from torch_utils.distributed import from_first
     from training.prior_files import save_prior
     from training.priors import LatentPrior
     from training.sources import open_sampler, prior_spec, training_set
@@ -115,11 +127,11 @@ def make_sampler(gan: Any, source: SourceFlags, seeds: list[int], batch: int, *,
                            noise_mode=noise_mode, alterations=alter)
     if save_source is not None:
         assert isinstance(sampler.latents, LatentPrior)
-        save_prior(save_source, gan, sampler.latents)
+        from_first(partial(save_prior, save_source, gan, sampler.latents))
         click.echo(f"Stored {sampler.provenance['prior']} in {save_source}.")
     if ref_grid is not None:
-        save_reference_grid(Path(ref_grid), sampler, source.ref, alter, training_set(gan, data, "--ref-grid"), seeds,
-                            per_ref or 4, batch)
+        from_first(lambda: save_reference_grid(Path(ref_grid), sampler, source.ref, alter,
+                                               training_set(gan, data, "--ref-grid"), seeds, per_ref or 4, batch))
     return sampler
 
 
@@ -165,23 +177,29 @@ def save_controls(sampler: Any, controls: ControlFlags, seeds: list[int], outdir
 
 
 def save_images(sampler: Any, seeds: list[int], outdir: Path, batch: int, grid: str | None) -> None:
-    """Writes ``seedNNNN.png`` for every seed, and the grid."""
+    """Writes ``seedNNNN.png`` for every seed, each process those of its batches, and the grid."""
     import torch
     from tqdm import tqdm
 
+    from torch_utils.distributed import from_first, rank
+    from torch_utils.exchange import dealt, in_batches
     from training.logs import save_grid
 
+    def write(part: Sequence[int]) -> tuple[int, torch.Tensor | None]:
+        images = sampler.batch(part)
+        for seed, image in zip(part, images, strict=True):
+            save_grid(outdir / f"seed{seed:04d}.png", image[None], 1)
+        return len(images), images if grid else None
+
     kept = []
-    with tqdm(total=len(seeds), unit="img", disable=None) as bar:
-        for start, images in zip(range(0, len(seeds), batch), sampler.images(seeds, batch), strict=True):
-            for seed, image in zip(seeds[start:start + batch], images, strict=True):
-                save_grid(outdir / f"seed{seed:04d}.png", image[None], 1)
-            if grid:
+    with tqdm(total=len(seeds), unit="img", disable=True if rank() else None) as bar:
+        for count, images in dealt(in_batches(seeds, batch, write)):
+            if images is not None:
                 kept.append(images)
-            bar.update(len(images))
+            bar.update(count)
     if grid:
         columns = next(n for n in (8, 4, 2, 1) if n <= max(1, len(seeds)))
-        save_grid(Path(grid), torch.cat(kept), columns)
+        from_first(lambda: save_grid(Path(grid), torch.cat(kept), columns))
 
 
 if __name__ == "__main__":

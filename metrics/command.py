@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from dnnlib import UserError
 from metrics.features import FeatureCache
 from metrics.image_sets import ImageSet, from_source
+from torch_utils.distributed import from_first, rank
+from torch_utils.launch import together
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
@@ -27,19 +30,27 @@ def check_flags(flags: Mapping[str, Any]) -> None:
         check_target(flags["pairs"])
 
 
+def measure_together(work: Callable[..., None], flags: dict[str, Any]) -> None:
+    """`work`, with checked `flags` and a device, in the processes that --gpus, --device and torchrun say."""
+    def checked(device: torch.device) -> None:
+        check_flags(flags)
+        work(device=device, **flags)
+
+    together(flags.pop("gpus"), flags.pop("device"), checked)
+
+
 def say(text: str) -> None:
     """Prints `text`, also where it quotes a path that is no valid text."""
     click.echo(text.encode(errors="replace").decode())
 
 
-def open_detector(metrics: str, detector: str, weights: str | None, device: str) -> Any:
+def open_detector(metrics: str, detector: str, weights: str | None, device: torch.device) -> Any:
     """The detector, once the metrics' names are known to be right."""
     from metrics.detectors import load_detector
     from metrics.names import parse_metrics
-    from torch_utils.device import select_device
 
     parse_metrics(metrics)
-    return load_detector(detector, weights, select_device(device))
+    return load_detector(detector, weights, device)
 
 
 def open_set(path: str) -> ImageSet:
@@ -57,15 +68,15 @@ def open_cache(off: bool) -> FeatureCache:
 
 
 def progress(verbose: bool) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
-    """A progress bar with ETA around batches of images, on terminals."""
+    """A progress bar with ETA around batches of images or their features, on terminals, by process 0."""
 
     def track(batches: Iterable[Any], total: int, what: str) -> Iterator[Any]:
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, unit="img", disable=None if verbose else True) as bar:
-            for images in batches:
-                yield images
-                bar.update(min(len(images), total - bar.n))
+        with tqdm(total=total, desc=what, unit="img", disable=None if verbose and rank() == 0 else True) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(min(len(batch), total - bar.n))
 
     return track
 
@@ -91,3 +102,14 @@ def show(records: list[dict[str, Any]], folder: str | None) -> None:
     if folder is not None:
         paths: list[Path] = write_records(records, folder)
         say(f"Stored in {', '.join(map(str, paths))}")
+
+
+def deliver(records: list[dict[str, Any]], folder: str | None, pairs: str | None, generated: Callable[[int], Any],
+            reals: ImageSet) -> None:
+    """`show` and, for a path `pairs`, `save_closest`, on process 0."""
+    def done() -> None:
+        show(records, folder)
+        if pairs:
+            save_closest(pairs, records, generated, reals)
+
+    from_first(done)

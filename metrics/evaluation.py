@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +10,22 @@ import torch
 from dnnlib import UserError
 from metrics import confidence, copying, ivom
 from metrics.detectors import Detector
-from metrics.features import Collected, FeatureCache, Progress, SetFeatures, collect, set_features
+from metrics.features import (
+    Collected,
+    FeatureCache,
+    Progress,
+    SetFeatures,
+    detected,
+    detected_in,
+    gathered,
+    set_features,
+)
 from metrics.fid import Gaussian, fit_gaussian
 from metrics.image_sets import ImageSet, fixed_subset
 from metrics.names import Metric
 
-Fakes = Callable[[int], Iterable[torch.Tensor]]  # number of images -> uint8 [n, 3 or 1, H, W], that many or more
+# Number of images -> uint8 [n, 3 or 1, H, W], that many or more; as `Numbered` batches, exactly that many.
+Fakes = Callable[[int], Iterable[torch.Tensor]]
 VECTORS = {"kid", "fidinf", "pr", "dc", "is", "diversity", "retrieval"}  # need every generated image's features
 LEAST_EXTRAPOLATED = 10
 
@@ -56,12 +66,21 @@ class Evaluation:
     _sets: dict[tuple[str, bool], SetFeatures] = field(default_factory=dict)
 
     def features_of(self, images: ImageSet, flipped: bool = False) -> SetFeatures:
-        """Of a finite set, computed once."""
-        key = (images.fingerprint, flipped)
-        if key not in self._sets:
-            self._sets[key] = set_features(images, self.detector, self.cache, flipped=flipped,
-                                           batch_size=self.batch_size, progress=self.progress)
-        return self._sets[key]
+        """Of a finite set that `collect_sets` has looked at."""
+        return self._sets[images.fingerprint, flipped]
+
+    def collect_sets(self, metrics: Sequence[Metric]) -> None:
+        """Features of all real images that `metrics` and the memorisation report need; all processes take part."""
+        wanted = [(self.reals, False), *[(self.reals, True)] * self.reals.mirror]
+        if self.heldout is not None:
+            wanted.append((self.heldout, False))
+        if self.refs is not None and any(metric.kind == "retrieval" for metric in metrics):
+            wanted.append((self.refs.images, False))
+        for images, flipped in wanted:
+            key = (images.fingerprint, flipped)
+            if key not in self._sets:
+                self._sets[key] = set_features(images, self.detector, self.cache, flipped=flipped,
+                                               batch_size=self.batch_size, progress=self.progress)
 
     def count(self, metric: Metric) -> int:
         """Generated images that `metric` takes."""
@@ -105,16 +124,17 @@ class Evaluation:
         return min(self.count(metric), self.reals.num_images * (2 if self.reals.mirror else 1))
 
     def collect_fakes(self, metrics: Sequence[Metric]) -> Collected:
-        """Features of the generated images, made once for the largest count."""
+        """Features of the generated images, made once for the largest count; all processes take part."""
         counts = [self.count(metric) for metric in metrics]
         total = max(counts)
         few = min(total, confidence.FID_POOL if self.confidence else copying.QUERIES)
         keep = max([few, *(count for m, count in zip(metrics, counts, strict=True) if m.kind in VECTORS)])
         if isinstance(self.fakes, ImageSet):
-            batches: Iterable[torch.Tensor] = self.fakes.batches(self.order(total), batch_size=self.batch_size)
+            stream: Iterator[torch.Tensor] = detected_in(self.fakes, self.order(total), False, self.detector,
+                                                         self.batch_size)
         else:
-            batches = self.fakes(total)
-        return collect(self.progress(batches, total, "generated images"), self.detector, counts, keep)
+            stream = detected(self.fakes(total), self.detector)
+        return gathered(self.progress(stream, total, "generated images"), self.detector.feature_dim, counts, keep)
 
     def order(self, total: int) -> list[int]:
         """Numbers of the images of a finite set that count as the first `total` generated ones."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,40 @@ from metrics.detectors import Detector
 from metrics.fid import Gaussian, fit_gaussian
 from metrics.image_sets import ImageSet, fixed_subset
 from torch_utils import checkpoint
+from torch_utils.distributed import any_true, rank
+from torch_utils.exchange import Numbered, dealt, in_batches
 
 CACHE_VARIABLE = "DICGAN_CACHE"
 CACHE_VERSION = 1  # to be raised when decoding, resizing or the file's content changes
 KEEP = 100_000  # vectors of one data set that are held in memory
 
 Batches = Iterable[torch.Tensor]
-Progress = Callable[[Batches, int, str], Batches]  # batches, images in all, what is done
+Progress = Callable[[Batches, int, str], Batches]  # batches of images or features, images in all, what is done
 
 
 def no_progress(batches: Batches, total: int, what: str) -> Batches:
     """The `Progress` that shows nothing."""
     return batches
+
+
+def detected(batches: Batches, detector: Detector) -> Iterator[torch.Tensor]:
+    """Features ``[n, D]`` of each of uint8 ``[n, 3 or 1, H, W]`` batches, on process 0 alone.
+
+    `Numbered` batches are made and looked at by all processes, others by process 0.
+    """
+    if isinstance(batches, Numbered):
+        yield from dealt(batches.then(detector))
+    elif rank() == 0:
+        yield from map(detector, batches)
+
+
+def detected_in(images: ImageSet, order: Sequence[int], flipped: bool, detector: Detector,
+                batch_size: int) -> Iterator[torch.Tensor]:
+    """The same of images by number, which all processes read."""
+    def look(part: Sequence[int]) -> torch.Tensor:
+        return torch.cat([detector(batch) for batch in images.batches(part, flipped, batch_size)])
+
+    return dealt(in_batches(order, batch_size, look))
 
 
 class Moments:
@@ -62,7 +84,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class Collected:
-    """Of one stream: the first ``features [k, D]`` (float32), and Gaussians of longer beginnings of it."""
+    """Of one stream: the first ``features [k, D]`` (float32), and Gaussians of longer beginnings of it.
+
+    Process 0 has it; with others it is empty.
+    """
 
     features: torch.Tensor
     longer: dict[int, Gaussian]
@@ -73,19 +98,24 @@ class Collected:
 
 
 def collect(batches: Batches, detector: Detector, counts: Sequence[int], keep: int = 0) -> Collected:
-    """Features of the first ``max(counts)`` images of uint8 ``[n, 3 or 1, H, W]`` batches.
+    """`gathered` features of the first ``max(counts)`` images of uint8 ``[n, 3 or 1, H, W]`` batches."""
+    return gathered(detected(batches, detector), detector.feature_dim, counts, keep)
 
-    Vectors of the first `keep` images are kept, at least as many as the features have dimensions (below that
-    they are smaller than a covariance); beyond, only the moments at each of `counts`.
+
+def gathered(stream: Iterable[torch.Tensor], dim: int, counts: Sequence[int], keep: int = 0) -> Collected:
+    """The first ``max(counts)`` vectors of a stream of features ``[n, dim]``.
+
+    The first `keep` of them are kept, at least as many as they have dimensions (below that they are smaller than a
+    covariance); beyond, only the moments at each of `counts`. All processes have to go through the stream.
     """
-    total, keep = max(counts), max(keep, detector.feature_dim)
-    moments = Moments(detector.feature_dim) if total > keep else None
+    total, keep = max(counts), max(keep, dim)
+    moments = Moments(dim) if total > keep else None
     kept: list[torch.Tensor] = []
     longer: dict[int, Gaussian] = {}
     stops = sorted({count for count in counts if count > keep})
     done = 0
-    for batch in batches:
-        features = detector(batch[:total - done])
+    for features in stream:
+        features = features[:total - done]
         if done < keep:
             kept.append(features[:keep - done])
         if moments is not None:
@@ -96,6 +126,8 @@ def collect(batches: Batches, detector: Detector, counts: Sequence[int], keep: i
         done += len(features)
         if done == total:
             break
+    if rank():
+        return Collected(torch.empty(0, dim), {})
     assert done == total, f"the source ended after {done} of {total} images"
     return Collected(torch.cat(kept), longer)
 
@@ -154,7 +186,10 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class SetFeatures:
-    """Features of an `ImageSet`: ``features [k, D]`` of images ``indices [k]`` (all, or `KEEP` of a larger set)."""
+    """Features of an `ImageSet`: ``features [k, D]`` of images ``indices [k]`` (all, or `KEEP` of a larger set).
+
+    Process 0 has them; with others there are none.
+    """
 
     features: torch.Tensor
     indices: torch.Tensor
@@ -169,16 +204,16 @@ def set_features(
     images: ImageSet, detector: Detector, cache: FeatureCache, *, flipped: bool = False, batch_size: int = 64,
     progress: Progress = no_progress, keep: int = KEEP,
 ) -> SetFeatures:
-    """Features of all images (or all mirror images) of a set, from `cache` where it has them."""
+    """Features of all images (or all mirror images) of a set, from the `cache` of process 0 where it has them."""
     count = images.num_images
     indices = fixed_subset(count, keep)
     key = {"version": CACHE_VERSION, "images": images.fingerprint, "count": count, "flipped": flipped, "keep":
            len(indices), "detector": detector.network, "weights": detector.weights_hash, "resize": detector.resize}
-    state = cache.get(key)
+    state = cache.get(key) if rank() == 0 else None
     if state is not None and not _fits(state, count, len(indices), detector.feature_dim):
         cache.notify(f"Cached features of {images.name} are not what they say they are and are computed again.")
         state = None
-    if state is None:
+    if not any_true(state is not None)[0]:
         if len(indices) < count:  # the kept ones first, then the rest
             rest = torch.ones(count, dtype=torch.bool)
             rest[indices] = False
@@ -186,12 +221,16 @@ def set_features(
         else:
             order = list(range(count))
         what = f"features of {images.name}" + (", mirrored" if flipped else "")
-        found = collect(progress(images.batches(order, flipped, batch_size), count, what), detector, [count], keep)
-        state = {"features": found.features[:keep].clone()}  # a view would be saved with all of its storage
-        if count > len(indices):
-            whole = found.gaussian(count)
-            state |= {"mean": whole.mean, "cov": whole.covariance()}
-        cache.put(key, state)
+        stream = progress(detected_in(images, order, flipped, detector, batch_size), count, what)
+        found = gathered(stream, detector.feature_dim, [count], keep)
+        if rank() == 0:
+            state = {"features": found.features[:keep].clone()}  # a view would be saved with all of its storage
+            if count > len(indices):
+                whole = found.gaussian(count)
+                state |= {"mean": whole.mean, "cov": whole.covariance()}
+            cache.put(key, state)
+    if state is None:
+        return SetFeatures(torch.empty(0, detector.feature_dim), indices[:0], None)
     of_all = Gaussian(count, state["mean"], cov=state["cov"]) if count > len(indices) else None
     return SetFeatures(state["features"], indices, of_all)
 

@@ -18,6 +18,7 @@ from metrics.image_sets import describe
 from metrics.measures import Measured
 from metrics.names import Metric
 from torch_utils.device import device_description
+from torch_utils.distributed import world
 
 
 def make_record(run: Evaluation, metric: Metric, found: Measured, copies: dict[str, Any],
@@ -44,7 +45,7 @@ def make_record(run: Evaluation, metric: Metric, found: Measured, copies: dict[s
         "notes": [detector.comparability, *found.notes],
         "device": device_description(detector.device),
         "versions": _versions(),
-        "num_gpus": 1,
+        "num_gpus": world(),
         "total_time": seconds,
         "total_time_str": format_time(seconds),
         "timestamp": time.time(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metrics.detectors import Detector
@@ -15,6 +15,7 @@ from metrics.measures import measure
 from metrics.memorisation import memorisation_report, warnings
 from metrics.names import parse_metrics
 from metrics.records import make_record, write_records
+from torch_utils.distributed import from_first
 
 __all__ = ["Fakes", "References", "evaluate", "write_records"]
 
@@ -43,6 +44,7 @@ def evaluate(
     for ``diversity``. `inverter`: for ``ivom``. `provenance`: entries to add to each record (checkpoint, its hash,
     where conditions come from); `notes`: sentences to add to those of the result. `cache`: None keeps nothing.
     `batch_size`: of images read from sets. `confidence`: whether distances get an interval, which takes 16 more.
+    Several processes call it together: they share images and features, process 0 computes what all return.
     Raises `UserError` for unknown names and for counts that the images don't allow.
     """
     specs = parse_metrics(metrics)
@@ -51,15 +53,18 @@ def evaluate(
                      seed, batch_size, progress, confidence, inverter)
     run.check(specs)
     made = run.collect_fakes(specs)
-    copies = _memorisation(run, made, max(run.count(metric) for metric in specs))
-    shared = time.monotonic() - started
-    records = []
-    for metric in specs:
-        begun = time.monotonic()
-        found = measure(run, metric, made)
-        record = make_record(run, metric, found, copies, shared + time.monotonic() - begun)
-        records.append({**record, "notes": [*record["notes"], *warnings(copies), *notes], **(provenance or {})})
-    return records
+    run.collect_sets(specs)
+
+    def records() -> Iterator[dict[str, Any]]:
+        copies = _memorisation(run, made, max(run.count(metric) for metric in specs))
+        shared = time.monotonic() - started
+        for metric in specs:
+            begun = time.monotonic()
+            found = measure(run, metric, made)
+            record = make_record(run, metric, found, copies, shared + time.monotonic() - begun)
+            yield {**record, "notes": [*record["notes"], *warnings(copies), *notes], **(provenance or {})}
+
+    return from_first(lambda: list(records()))
 
 
 def _memorisation(run: Evaluation, made: Collected, total: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pg_modules.fastgan import RESOLUTIONS
 from pg_modules.layers import NoiseInjection, NoiseSource, normalize_second_moment, resize_map
 from pg_modules.modulation import Modulation, modulate_h
 from pg_modules.stylegan2_ops import Dense, EqualConv, bias_act, fir_filter, modulated_conv, upfirdn2d
+from torch_utils import exchange
 
 MAP_LR_MULTIPLIER = 0.01
 W_AVG_BETA = 0.998
@@ -28,7 +29,7 @@ Noise = NoiseSource | Literal["const"] | None
 class MappingNetwork(nn.Module):
     """z and c to w: normalised z and normalised embeddings of c's parts, concatenated, through `layers` dense ones.
 
-    ``w_avg [w_dim]`` follows the mean of w over passes in training mode.
+    ``w_avg [w_dim]`` follows the mean of w over passes of all processes in training mode.
     """
 
     w_avg: torch.Tensor
@@ -51,7 +52,7 @@ class MappingNetwork(nn.Module):
             w = layer(w)
         if self.training:
             with torch.no_grad():
-                self.w_avg.copy_(w.mean(dim=0).lerp(self.w_avg, W_AVG_BETA))
+                self.w_avg.copy_(exchange.mean(w.mean(dim=0)).lerp(self.w_avg, W_AVG_BETA))
         return w
 
 

@@ -16,20 +16,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
+from conftest import make_pictures
 from runs import CPU, new_trainer, open_set, tiny_config
 from torch.distributed import TCPStore
 
+from dnnlib import UserError
 from ldm.batches import LatentData
 from ldm.presets import resolve
 from ldm.trainer import Trainer as LatentTrainer
+from metrics import detectors
 from torch_utils import distributed, exchange
 from torch_utils.feature_store import FeatureStore
 from torch_utils.rng import generator
 from torch_utils.stats import Collector
 from training.conditioning.base import Batch
 from training.loader import batches
+from training.run_state import list_snapshots
 from training.training_loop import Trainer
 
 BATCH = 8
@@ -47,6 +52,9 @@ TOGETHER = {"stylegan2_ada_demo": 8}  # images of all processes in a pass; its m
 # A run of five steps; its statistics are merged, and it is saved, after every second one.
 RUN = ["--cfg", "stylegan2_ada_demo", "--cbase", "256", "--cmax", "8", "--batch", "8", "--kimg", "0.04", "--tick",
        "0.016", "--snap", "1", "--keep", "0", "--device", "cpu"]
+IN_TRAINING = ["--metrics", "fid20_full,pr12n3_full"]
+MEASURED = ["--metrics", "fid40_full,fid24,kid_full,pr30n3_full", "--batch", "7", "--device", "cpu", "--network"]
+DRAWN = ["--seeds", "3-12", "--batch", "3", "--device", "cpu", "--network"]
 
 
 class DoubleRows(FeatureStore):
@@ -129,6 +137,29 @@ def ldm_step() -> dict[str, Any]:
         return {"gradients": gradients, "heldout": trainer.evaluate(), "net": trainer.net.state_dict()}
 
 
+def quick_detector(name: str, file: str | None, device: torch.device) -> detectors.Detector:
+    """Stands in for EfficientNet-Lite2, which isn't what is tested here."""
+    weights = torch.randn(3 * 8 * 8, 6, generator=generator("detector")) / 200
+    return detectors.Detector(name, "projection", "0" * 64, 6, 8, device, lambda x: (x.flatten(1) / 10) @ weights)
+
+
+def shared_work() -> dict[str, Any]:
+    """What this process gets of work that is dealt out, and the error of one of them."""
+    rank = distributed.rank()
+
+    def make(number: int) -> tuple[int, int]:
+        if number == 6:
+            raise UserError(f"number 6 fails on {rank}")
+        return number, rank
+
+    found = {"made": list(exchange.dealt(exchange.Numbered(5, make)))}
+    try:
+        list(exchange.dealt(exchange.Numbered(9, make)))
+    except UserError as error:
+        found["problem"] = error.message
+    return found
+
+
 def exchanges() -> dict[str, Any]:
     """What the functions of `torch_utils.distributed` make of each process's values."""
     rank = distributed.rank()
@@ -167,6 +198,18 @@ def two_processes(work: Callable[[int], None], **environment: str) -> None:
     assert codes == [0, 0], codes
 
 
+def script(command: click.Command, *args: str | Path, code: int = 0) -> Callable[[int], None]:
+    """A script as the work of a process; AssertionError unless it ends with `code`."""
+    def work(rank: int) -> None:
+        ended: Any = 0
+        try:
+            command([str(arg) for arg in args])
+        except SystemExit as end:
+            ended = end.code
+        assert ended == code, ended
+    return work
+
+
 def main(path: Path, folder: Path) -> None:
     """Everything that the tests look at, under `folder`."""
     import train
@@ -178,23 +221,48 @@ def main(path: Path, folder: Path) -> None:
     def steps(rank: int) -> None:
         with distributed.joined("cpu"):
             found = {cfg: gan_step(cfg, path, folder / str(rank)) for cfg in (CASES if WHOLE else QUICK)}
-            torch.save({**found, "ldm": ldm_step(), "exchanges": exchanges()}, folder / f"steps{rank}.pt")
+            torch.save({**found, "ldm": ldm_step(), "exchanges": exchanges(), "shared": shared_work()},
+                       folder / f"steps{rank}.pt")
 
-    def train_py(*args: str | Path) -> Callable[[int], None]:
-        def work(rank: int) -> None:
-            with contextlib.suppress(SystemExit):
-                train.main([str(arg) for arg in args], standalone_mode=False)
-        return work
+    trained = Trainer.train
 
+    def train_and_tell(self: Trainer) -> bool:
+        finished = trained(self)
+        torch.save(self.run.progress, self.run_dir / f"progress{distributed.rank()}.pt")
+        return finished
+
+    Trainer.train = train_and_tell
+    detectors.load_detector = quick_detector
+    os.environ["DICGAN_CACHE"] = str(folder / "cache")
     two_processes(steps)
     new = ["--data", path, *RUN, "--outdir"]
-    two_processes(train_py(*new, folder / "whole"), TORCHELASTIC_RUN_ID="whole")
-    two_processes(train_py(*new, folder / "whole"), TORCHELASTIC_RUN_ID="whole", TORCHELASTIC_RESTART_COUNT="1")
-    two_processes(train_py(*new, folder / "parts", "--kimg", "0.024"))
+    whole = script(train.main, *new, folder / "whole", *IN_TRAINING)
+    two_processes(whole, TORCHELASTIC_RUN_ID="whole")
+    two_processes(whole, TORCHELASTIC_RUN_ID="whole", TORCHELASTIC_RESTART_COUNT="1")
+    two_processes(script(train.main, *new, folder / "parts", "--kimg", "0.024"))
     (run_dir,) = (folder / "parts").iterdir()
     shutil.copytree(run_dir, folder / "alone")
-    two_processes(train_py("--resume", run_dir, "--kimg", "0.04"))
-    train_py("--resume", folder / "alone", "--kimg", "0.04", "--device", "cpu")(0)
+    two_processes(script(train.main, "--resume", run_dir, "--kimg", "0.04"))
+    script(train.main, "--resume", folder / "alone", "--kimg", "0.04", "--device", "cpu")(0)
+    measure_and_draw(list_snapshots(run_dir)[-1], path, folder)
+
+
+def measure_and_draw(network: Path, path: Path, folder: Path) -> None:
+    """Both scripts by one process and by two, the second time from the cache, and what isn't to be had."""
+    import calc_metrics
+    import gen_images
+
+    broken = make_pictures(folder / "broken", 6, 24)
+    (broken / "picture005.png").write_bytes(b"no picture")
+    shutil.rmtree(folder / "cache")
+    for name, run in (("one", lambda work: work(0)), ("two", two_processes), ("again", two_processes)):
+        run(script(calc_metrics.main, *MEASURED, network, "--outdir", folder / name,
+                   *(["--no-cache"] if name == "one" else [])))
+        run(script(gen_images.main, *DRAWN, network, "--outdir", folder / name / "images", "--grid",
+                   folder / name / "grid.png"))
+    for args in (["compare", broken, path, "--batch", "1", "--metrics", "fid_full", "--device", "cpu"],
+                 [*MEASURED, folder / "nowhere.pkl"]):
+        two_processes(script(calc_metrics.main, *args, code=2))
 
 
 if __name__ == "__main__":

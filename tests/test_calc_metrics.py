@@ -376,7 +376,6 @@ def test_priors_are_of_the_training_set_whatever_is_measured_against(
     (["--network", "icgan", "--prior", "gmm:2"], "--prior gmm:2 draws no classes"),
     (["--network", "dicgan", "--ref", "SET", "--trunc", "0.5"], "--trunc 0.5"),
     (["--network", "dicgan", "--ref", "SET", "--eta", "1"], "--eta belong to --ldm"),
-    (["--network", "dicgan", "--ref", "SET", "--gpus", "2"], "--gpus 2"),
     (["--network", "plain", "--ref", "SET"], "takes no instance latents"),
     (["--network", "plain", "--metrics", "retrieval"], "--ref IMAGES"),
     (["--network", "plain", "--metrics", "eqr50k"], "doesn't measure it"),

@@ -14,15 +14,20 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, run_script
-from processes import CASES, QUICK, RUN, WHOLE, gan_step, ldm_step
+from processes import CASES, QUICK, RUN, WHOLE, gan_step, ldm_step, quick_detector
 from runs import assert_equal
 
+import train
 from dnnlib import UserError
+from metrics import detectors
 from torch_utils import distributed, exchange, launch
 from torch_utils.shared_draws import SharedDraws
+from training.dataset import ImageDataset
 from training.run_state import list_snapshots, load_state
+from training.sampling import load_gan
 
 TOLERANCE = 1e-9
+OF_METRICS = {"best", "best_nimg", "stale", "measured_nimg", "metric_seconds", "peaks"}  # in progress
 # What a process of the multi-node test does: at the first start it begins a run and loses process 1.
 WORKER = """
 import os, signal, sys
@@ -53,6 +58,7 @@ def left(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_script("tests/processes.py", tiny_set, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output.txt").write_text(done.stdout)
+    (folder / "errors.txt").write_text(done.stderr)
     return folder
 
 
@@ -112,6 +118,13 @@ def test_exchanges(left: Path) -> None:
     assert second == {}
 
 
+def test_work_is_dealt_out(left: Path) -> None:
+    first, second = (found["shared"] for found in steps(left))
+    assert first["made"] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
+    assert second["made"] == []
+    assert first["problem"] == second["problem"] == "number 6 fails on 0"
+
+
 def test_one_process_exchanges_nothing() -> None:
     gradients = [torch.tensor([1.0, 2.0])]
     assert exchange.average_gradients(gradients, "why") == "why"
@@ -119,6 +132,7 @@ def test_one_process_exchanges_nothing() -> None:
     assert exchange.gather_rows(torch.ones(3, 2)).shape == (3, 2)
     assert distributed.any_true(True, False) == (True, False)
     assert list(range(5))[distributed.share()] == list(range(5))
+    assert list(exchange.dealt(exchange.in_batches(range(5), 2, list))) == [[0, 1], [2, 3], [4]]
 
 
 def test_draws_are_rows_of_the_whole_batch() -> None:
@@ -153,6 +167,7 @@ def test_runs_of_two_processes_resume_bit_for_bit(left: Path) -> None:
     for end in ends:
         assert end["progress"]["cur_nimg"] == 40
         end["collector"] = {name: [pytest.approx(x) for x in value] for name, value in end["collector"].items()}
+        end["progress"] = {key: value for key, value in end["progress"].items() if key not in OF_METRICS}
     for key in ends[0]:
         if key not in ("collector", "config"):
             assert_equal(ends[1][key], ends[0][key], key)
@@ -174,6 +189,60 @@ def test_another_number_of_processes_goes_on(left: Path) -> None:
     assert state["progress"]["cur_nimg"] == 40
     assert "this run had 2 process(es) and has 1 now" in (left / "output.txt").read_text()
     assert "processes" not in state["versions"]
+
+
+def records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Lines of ``metric-*.jsonl`` by metric, without clocks."""
+    return {path.stem: [{key: value for key, value in json.loads(line).items() if "time" not in key}
+                        for line in path.read_text().splitlines()] for path in folder.glob("metric-*.jsonl")}
+
+
+def test_metrics_of_two_processes_are_those_of_one(left: Path) -> None:
+    """To the bit: batches are composed alike. Features of the real images are cached once."""
+    one, two, again = (records(left / name) for name in ("one", "two", "again"))
+    assert len(one) == 4
+    for found in (two, again):
+        assert found.keys() == one.keys()
+        for name, (record,) in one.items():
+            assert found[name] == [{**record, "num_gpus": 2}]
+    assert len(list((left / "cache" / "features").iterdir())) == 2  # images and flips
+
+
+def test_images_of_two_processes_are_those_of_one(left: Path) -> None:
+    names = sorted(path.name for path in (left / "one" / "images").iterdir())
+    assert names == [f"seed{seed:04d}.png" for seed in range(3, 13)]
+    for name in ("two", "again"):
+        assert sorted(path.name for path in (left / name / "images").iterdir()) == names
+        for file in [*(f"images/{image}" for image in names), "grid.png"]:
+            assert (left / name / file).read_bytes() == (left / "one" / file).read_bytes(), file
+
+
+def test_bad_input_of_two_processes_is_one_line(left: Path) -> None:
+    """An image that only process 1 reads, and a file that neither finds."""
+    errors = [line for line in (left / "errors.txt").read_text().splitlines() if "Error" in line]
+    assert len(errors) == 2, errors
+    assert "picture005.png" in errors[0]
+    assert "nowhere.pkl does not exist" in errors[1]
+
+
+def test_snapshots_are_measured_by_all_processes(left: Path, tiny_set: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of two processes writes what one would measure, and all of its processes know what is best."""
+    (run_dir,) = (left / "whole").iterdir()
+    progress = [torch.load(run_dir / f"progress{rank}.pt") for rank in range(2)]
+    assert_equal(progress[0], progress[1])
+    stored = records(run_dir)
+    assert [record["cur_nimg"] for record in stored["metric-fid20_full"]] == [16, 32, 40]
+    values = [record["results"]["fid20_full"] for record in stored["metric-fid20_full"]]
+    assert progress[0]["best"] == min(values)
+    monkeypatch.setattr(detectors, "load_detector", quick_detector)
+    monkeypatch.setenv("DICGAN_CACHE", str(tmp_path))
+    snapshot = list_snapshots(run_dir)[-1]
+    gan = load_gan(snapshot, torch.device("cpu"))
+    evaluate = train.make_evaluate(gan.config, ImageDataset(tiny_set), tmp_path, torch.device("cpu"))
+    assert evaluate(gan, snapshot).values["fid20_full"] == values[-1]
+    for name, (record,) in records(tmp_path).items():
+        assert {**record, "num_gpus": 2} == stored[name][-1]
 
 
 def environment() -> dict[str, str]:

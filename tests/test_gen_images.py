@@ -140,6 +140,14 @@ def test_references_of_any_kind_transfer(networks: dict[str, Path], tmp_path: Pa
     assert (altered.references - sampler_of(gan, ref=folder).references).norm(dim=1).min() > 0.1
 
 
+def test_studies_are_refused_with_several_processes(networks: dict[str, Path], tiny_set: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_utils.distributed.world", lambda: 2)
+    done = generate("--network", networks["dicgan"], "--ref", tiny_set, "--vary", "sigma", "--seeds", "0", "--outdir",
+                    tmp_path)
+    assert "--vary sigma is drawn in one process" in the_error(done)
+
+
 def test_classes(networks: dict[str, Path], tiny_set: Path, tmp_path: Path) -> None:
     images = []
     for label in ("0", "1"):

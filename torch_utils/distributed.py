@@ -1,4 +1,4 @@
-"""Several processes that train together: how they join, decide, and come to a clear end when one is lost.
+"""Several processes that work together: how they join, decide, and come to a clear end when one is lost.
 
 torchrun or `torch_utils.launch` start them and say by environment variables who is who. One process alone is in no
 group; every function here, and in `torch_utils.exchange`, then hands back what it was given, so that one process is
@@ -83,7 +83,7 @@ def joined(device: str) -> Iterator[torch.device]:
     """Joins the other processes, if there are any, and yields the device of this one by the flag ``--device``.
 
     Only process 0 prints to stdout. Its group ends with the block; a failure inside of it is told to the others, and
-    an error that another process has already reported in the same words ends this one without another message.
+    what another process has already reported in the same words, Ctrl-C included, ends this one without a message.
     """
     global _group
     if not started():
@@ -100,8 +100,9 @@ def joined(device: str) -> Iterator[torch.device]:
         any_true(False)  # nobody leaves, and takes the store along, while another one still watches it
         dist.destroy_process_group()
     except BaseException as error:
-        if not isinstance(error, Lost) and _reported_elsewhere(group, error) and isinstance(error, UserError):
-            sys.exit(error.exit_code)
+        told = not isinstance(error, Lost) and _reported_elsewhere(group, error)
+        if told and isinstance(error, UserError | KeyboardInterrupt):
+            sys.exit(getattr(error, "exit_code", 1))
         raise
     finally:
         _group = None
@@ -180,8 +181,8 @@ def contact() -> Iterator[None]:
         failure = _failure()
         reason = f"process {failure.rank} ended: {failure.words}" if failure else (
             f"it was killed, or its machine is gone ({_first_line(error)})")
-        raise Lost(f"Process {rank()} of {world()} has lost contact with another one: {reason}. Continue from the "
-                   "newest snapshot with --resume.") from error
+        raise Lost(f"Process {rank()} of {world()} has lost contact with another one: {reason}. Training continues "
+                   "from its newest snapshot with --resume.") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,23 @@
-"""What processes exchange: weights, rows of batches, sums, gradients, statistics. One process keeps what it has."""
+"""What processes exchange: weights, rows of batches, sums, gradients, statistics, and work that is dealt out.
+
+One process keeps what it has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from torch_utils.distributed import contact, rank, world
+from torch_utils.distributed import any_true, contact, rank, world
 from torch_utils.stats import Collector
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -113,3 +120,60 @@ def merge_statistics(collector: Collector) -> None:
             former = merged.get(name, [0.0, 0.0, 0.0])
             merged[name] = [a + b for a, b in zip(former, moments, strict=True)]
     collector.load_state_dict(merged)
+
+
+# Work that is dealt out.
+
+@dataclass(frozen=True)
+class Numbered(Generic[T]):
+    """Things by number, each made when it is asked for: ``make(k)`` for k below `count`.
+
+    Who iterates makes all of them, in order; with `dealt`, all processes do.
+    """
+
+    count: int
+    make: Callable[[int], T]
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.make, range(self.count))
+
+    def then(self, change: Callable[[T], S]) -> Numbered[S]:
+        """Each of them changed by whoever makes it."""
+        return Numbered(self.count, lambda k: change(self.make(k)))
+
+
+def in_batches(items: Sequence[S], size: int, make: Callable[[Sequence[S]], T]) -> Numbered[T]:
+    """What `make` makes of `size` of `items` after the other."""
+    return Numbered(-(-len(items) // size), lambda k: make(items[k * size:(k + 1) * size]))
+
+
+def dealt(things: Numbered[T]) -> Iterator[T]:
+    """All of `things` in order on process 0, and nothing elsewhere; number k is made by process k mod N.
+
+    Every process goes through all of it, a round of N at a time. A `UserError` of one of them is raised on all, so
+    that it is told once.
+    """
+    if world() == 1:
+        yield from things
+        return
+    for start in range(0, things.count, world()):
+        number, own, problem = start + rank(), None, None
+        try:
+            own = things.make(number) if number < things.count else None
+        except UserError as error:
+            problem = error.message
+        _agree_on(problem)
+        made: list[Any] | None = [None] * world() if rank() == 0 else None
+        with contact():
+            dist.gather_object(own, made, dst=0)
+        if made is not None:
+            yield from made[:things.count - start]
+
+
+def _agree_on(problem: str | None) -> None:
+    """`UserError` on all processes if one has a problem: the first one's."""
+    if any_true(problem is not None)[0]:
+        problems: list[Any] = [None] * world()
+        with contact():
+            dist.all_gather_object(problems, problem)
+        raise UserError(next(text for text in problems if text is not None))

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -31,6 +32,17 @@ def wants_launch(gpus: int | None) -> bool:
     if int(there) != gpus:
         raise UserError(f"--gpus {gpus}: {there} process(es) have been started already (WORLD_SIZE); leave --gpus out.")
     return False
+
+
+def together(gpus: int | None, device: str, work: Callable[[Any], None]) -> None:
+    """`work`, with the device of the process, in all of those that ``--gpus`` asks for or that torchrun has started."""
+    if wants_launch(gpus):
+        assert gpus is not None
+        sys.exit(launch_local(gpus, device))
+    from torch_utils.distributed import joined
+
+    with joined(device) as own:
+        work(own)
 
 
 def launch_local(count: int, device: str) -> int:
@@ -80,7 +92,7 @@ def _watch(processes: Sequence[subprocess.Popen]) -> int:
             number, code = failed[0]
             if code < 0:
                 sys.stderr.write(f"Error: process {number} of {len(processes)} was killed by signal {-code}; the "
-                                 "others are stopped. Continue from the newest snapshot with --resume.\n")
+                                 "others are stopped. Training continues from its newest snapshot with --resume.\n")
         if measures and time.monotonic() - failed_at > measures[0][0]:
             _, measure = measures.pop(0)
             for process in processes:

@@ -24,10 +24,15 @@ class SharedDraws(TorchFunctionMode):
     draws of one process cost. Other kinds of draws from `generator` aren't known here: AssertionError.
     """
 
-    def __init__(self, generator: torch.Generator | None, rank: int, world: int) -> None:
-        """generator: of the step; None = dropout only."""
+    def __init__(self, generator: torch.Generator | None, rank: int, world: int, part: int = 0, parts: int = 1) -> None:
+        """generator: of the step; None = dropout only. part: which of `parts` equal micro-batches this is, in order."""
         super().__init__()
-        self.generator, self.world, self.rows = generator, world, slice(rank, None, world)
+        self.generator, self.rank, self.world, self.part, self.parts = generator, rank, world, part, parts
+
+    def _own(self, drawn: torch.Tensor) -> torch.Tensor:
+        """The rows of this process and micro-batch."""
+        size = len(drawn) // self.parts
+        return drawn[self.part * size:][:size][self.rank::self.world]
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -42,17 +47,17 @@ class SharedDraws(TorchFunctionMode):
             bounds, size = (), args
         if not len(size):
             return func(*args, **kwargs)
-        return func(*bounds, (size[0] * self.world, *size[1:]), **kwargs)[self.rows].contiguous()
+        return self._own(func(*bounds, (size[0] * self.world * self.parts, *size[1:]), **kwargs)).contiguous()
 
     def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         if not training or p == 0:
             return x
-        mask = functional.dropout(x.new_ones(len(x) * self.world, *x.shape[1:]), p)[self.rows]
+        mask = self._own(functional.dropout(x.new_ones(len(x) * self.world * self.parts, *x.shape[1:]), p))
         return x.mul_(mask) if inplace else x * mask
 
 
-def shared_draws(generator: torch.Generator | None) -> contextlib.AbstractContextManager:
-    """`SharedDraws` where there are several processes, else nothing."""
-    if distributed.world() == 1:
+def shared_draws(generator: torch.Generator | None, part: int = 0, parts: int = 1) -> contextlib.AbstractContextManager:
+    """`SharedDraws` where there are several processes or micro-batches, else nothing."""
+    if distributed.world() * parts == 1:
         return contextlib.nullcontext()
-    return SharedDraws(generator, distributed.rank(), distributed.world())
+    return SharedDraws(generator, distributed.rank(), distributed.world(), part, parts)

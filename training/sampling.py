@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from dnnlib import UserError, construct
 from dnnlib.build_limit import limit_for, limited
 from torch_utils.checkpoint import weights_hash
+from torch_utils.exchange import Numbered, in_batches
 from torch_utils.rng import generator, sample_normal
 from training.conditioning.base import Conditioning
 from training.conditioning.dicgan import DiffusedInstance
@@ -229,10 +230,9 @@ class Sampler:
                 **self.options)
         return to_uint8(img).cpu()
 
-    def images(self, seeds: Sequence[int], batch_size: int = 32) -> Iterator[torch.Tensor]:
+    def images(self, seeds: Sequence[int], batch_size: int = 32) -> Numbered[torch.Tensor]:
         """Batches uint8 [n, C, H, W] over all seeds, in order."""
-        for start in range(0, len(seeds), batch_size):
-            yield self.batch(seeds[start:start + batch_size])
+        return in_batches(seeds, batch_size, self.batch)
 
 
 def training_sampler(gan: Gan, dataset: ImageDataset) -> Sampler:
