@@ -1,7 +1,7 @@
 # make demo   real images in, trained DIC-GAN and latent DDIM, samples, metrics and an HTML report out
 # make test   lint, types and the whole test suite
 # make fuzz   10,000 changed files of every kind that may come from a stranger: ten minutes
-# make soak   1,000 kills of training, latent diffusion, conversion and metrics, an hour or two
+# make soak   half an hour of training under watch, then 1,000 kills of four commands: two hours or more
 # make test-matrix   every preset on every kind of data set, all combinations: some hours
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,7 @@ fuzz: .venv/.installed-dev
 	$(BIN)/python tests/fuzz --count 10000
 
 soak: .venv/.installed-dev
+	$(BIN)/python tests/faults/soak.py --minutes 30
 	$(BIN)/python tests/faults --kills 1000
 
 lint: .venv/.installed-dev

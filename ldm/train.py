@@ -22,7 +22,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,30 +31,20 @@ if not __package__:  # run as a script: the project is found from its root, and 
 
 import click
 
-from dnnlib import UserError, atomic_write
-from dnnlib.cli import make_run_dir, next_run_dir, stop_on_signal
+from dnnlib import UserError
+from dnnlib.cli import next_run_dir, stop_on_signal
 from dnnlib.tuning import tune_process
 from ldm.names import PREDICTIONS, SCHEDULES, WHITENINGS
 from ldm.presets import PRESETS, with_flags
 
 if TYPE_CHECKING:
     from ldm.batches import LatentData
+    from ldm.run_files import Begun
     from ldm.trainer import Trainer
 
 CONTINUE_ONLY = {"resume", "kimg", "minutes", "snap", "keep", "patience", "pictures", "dry_run"}
-LATENTS = "training_latents.pkl"
 MAPPING_SAMPLES = 50_000  # as the work on test-time conditioning drew for its priors
 POSITIVE = click.FloatRange(min=0, min_open=True)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What a run consists of when it has its directory. labels: classes of the latents for G, or None."""
-
-    config: dict[str, Any]
-    data: LatentData
-    run_dir: Path
-    labels: Any
 
 
 @click.command(help=__doc__)
@@ -128,8 +117,8 @@ def begin(flags: dict[str, Any], device: Any, processes: int) -> tuple[Begun | N
     """Resolves, shows, collects the latents, makes the run directory; and the generator. No run if it is a dry one."""
     if flags["space"] == "f" and flags["samples"] is not None:
         raise UserError("--samples counts draws of --space w or s; leave it out: f is of all images.")
-    from torch_utils import checkpoint, distributed
-    from torch_utils.launch import sign_run
+    from ldm.run_files import Begun, begin_files
+    from torch_utils import distributed
     from training.latent_data import describe_dataset, latent_shape, open_dataset
     from training.sampling import load_gan
 
@@ -159,12 +148,7 @@ def begin(flags: dict[str, Any], device: Any, processes: int) -> tuple[Begun | N
         click.echo(f"Dry run: nothing was trained or written; the run directory would be {run_dir}.")
         return None, gan
     data, labels = collect_data(gan, dataset, options, told=bool(classes))
-    run_dir = make_run_dir(Path(flags["outdir"]), name)
-    with atomic_write(run_dir / "training_options.json") as file:
-        file.write(json.dumps(options, indent=2).encode())
-    checkpoint.save(run_dir / LATENTS, "latents", {"latents": data.latents, "image_index": data.image_index,
-                                                   "classes": labels, **data.info})
-    sign_run(run_dir)
+    run_dir = begin_files(Path(flags["outdir"]), name, options, data, labels)
     return Begun(config, data, run_dir, labels), gan
 
 
@@ -188,6 +172,7 @@ def collect_data(gan: Any, dataset: Any, options: dict[str, Any], told: bool) ->
 
 def resume(flags: dict[str, Any], given: set[str], device: Any) -> bool:
     """Continue a run from its newest snapshot with its stored configuration; only its length may change."""
+    from ldm.run_files import reopen
     from torch_utils import distributed
 
     if given - CONTINUE_ONLY:
@@ -204,28 +189,6 @@ def resume(flags: dict[str, Any], given: set[str], device: Any) -> bool:
     first = distributed.rank() == 0
     gan = reopen_gan(begun.data.info, device) if first and config["pictures"] else None
     return launch(begun, device, state, gan)
-
-
-def reopen(run_dir: Path) -> tuple[Begun, dict[str, Any]]:
-    """A run and its newest state."""
-    from ldm.batches import LatentData
-    from ldm.training_loop import list_snapshots
-    from torch_utils import checkpoint
-
-    snapshots = list_snapshots(run_dir) if run_dir.is_dir() else []
-    if not snapshots:
-        raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of ldm/train.py.")
-    state = checkpoint.load(snapshots[-1], "ldm")
-    stored = checkpoint.load(run_dir / LATENTS, "latents")
-    wanted = {"net", "ema", "optimizer", "config", "progress", "collector", "best", "whitening", "latents_hash"}
-    of_latents = {"image_index", "gan_hash", "space", "classes"}
-    if missing := sorted(wanted - set(state)) + sorted(of_latents - set(stored)):
-        raise UserError(f"--resume {run_dir}: its files are damaged, {', '.join(missing)} missing. Start a new run.")
-    click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} latents seen.")
-    info = {key: stored[key] for key in ("gan_hash", "space", "normalize", "network", "dataset")}
-    told = stored["classes"] if state["config"]["net"].get("classes") else None
-    data = LatentData(stored["latents"], stored["image_index"], info, told)
-    return Begun(state["config"], data, run_dir, stored["classes"]), state
 
 
 def reopen_gan(info: dict[str, Any], device: Any) -> Any:
@@ -266,18 +229,13 @@ def launch(begun: Begun, device: Any, state: dict[str, Any] | None, gan: Any) ->
     from ldm.trainer import Trainer
     from ldm.training_loop import Run
     from torch_utils import distributed
-    from torch_utils.device import device_description
     from training.logs import opened
 
     config, data, run_dir = begun.config, begun.data, begun.run_dir
     log = contextlib.nullcontext() if distributed.rank() else opened(run_dir, state)
     with log, stop_on_signal() as stopped:
         trainer = Trainer(config, data, device, state)
-        count = sum(parameter.numel() for parameter in trainer.net.parameters())
-        print(f"Latents: {len(data.latents)} of shape {'x'.join(map(str, data.latents.shape[1:]))}, "
-              f"{len(trainer.train_latents)} for training; whitening: {trainer.whitening.kind}, shrinkage "
-              f"{trainer.whitening.shrinkage:.2f}\nNetwork: {config['cfg']}, {count / 1e6:.2f} M parameters\n"
-              f"Device:  {device_description(device)}\nRun:     {run_dir}", flush=True)
+        print(f"{trainer.describe()}\nRun:     {run_dir}", flush=True)
         if distributed.world() > 1:
             print(f"Shared:  by {distributed.world()} processes", flush=True)
         run = Run(trainer, run_dir, picture_maker(trainer, gan, begun.labels))

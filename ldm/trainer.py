@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from dnnlib import UserError
+from dnnlib.build_limit import MAX_ELEMENTS, limit_for, limited
 from ldm import denoiser, whitening
 from ldm.batches import LatentData, batch_indices, draw_times, noisy_set, split_images
 from ldm.ddim import add_noise
 from torch_utils import distributed, exchange
+from torch_utils.device import device_description
 from torch_utils.ema import ema_beta, ema_update
 from torch_utils.rng import generator, mix_seed
 from torch_utils.shared_draws import shared_draws
@@ -61,7 +65,8 @@ class Trainer:
         self.guess_loss = (guess - self.test.eps).square().mean().item()
 
         torch.manual_seed(mix_seed(config["seed"], "ldm-init"))
-        self.net = denoiser.build(config, data.latents.shape[1:]).to(device).train()
+        with _fitting(state), limited(limit_for(state["net"]) if state else MAX_ELEMENTS):
+            self.net = denoiser.build(config, data.latents.shape[1:]).to(device).train()
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config["lr"], betas=tuple(config["betas"]),
                                           foreach=True)
@@ -70,7 +75,16 @@ class Trainer:
                                          "heldout": None}
         self.best: dict[str, Any] | None = None
         if state is not None:
-            self._load(state)
+            with _fitting(state):
+                self._load(state)
+
+    def describe(self) -> str:
+        """Lines about latents, network and machine for the head of the log."""
+        latents, count = self.data.latents, sum(parameter.numel() for parameter in self.net.parameters())
+        return (f"Latents: {len(latents)} of shape {'x'.join(map(str, latents.shape[1:]))}, {len(self.train_latents)} "
+                f"for training; whitening: {self.whitening.kind}, shrinkage {self.whitening.shrinkage:.2f}\n"
+                f"Network: {self.config['cfg']}, {count / 1e6:.2f} M parameters\n"
+                f"Device:  {device_description(self.device)}")
 
     def step(self) -> None:
         """One optimizer step on the mean squared error of the noise (Eq. 7, squared), or of v (`NoiseEstimator`).
@@ -167,6 +181,18 @@ class Trainer:
         if distributed.rank():
             self.collector.pop()
         self.progress, self.best = dict(state["progress"]), state["best"]
+
+
+@contextlib.contextmanager
+def _fitting(state: dict[str, Any] | None) -> Iterator[None]:
+    """Whatever the parts of a checkpoint that don't fit each other raise in the block is a `UserError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if state is None:
+            raise
+        raise UserError("The snapshot is damaged: its parts are missing or do not fit. Remove it to resume from the "
+                        "one before.") from error
 
 
 def _not_finite(what: str, value: torch.Tensor) -> str | None:

@@ -446,6 +446,30 @@ def test_resume_script_extends_a_run(ldm_run: Path, tmp_path: Path) -> None:
     assert stats_of(copy)[:3] == stats_of(ldm_run)
 
 
+@pytest.mark.parametrize(("part", "value", "word"), [
+    ("config.net.width", 2**19, "far larger than its weights"), ("config.net.width", 2**21, "no size is above"),
+    ("config.schedule.num_steps", 10**9, "config"), ("config.batch", 10**9, "config/batch"),
+    ("config.eval_size", 10**9, "config/eval_size"), ("config.betas", [2.0, 0.9], "config/betas"),
+    ("config.time_sampling", "never", "config/time_sampling"), ("latent_shape", [2**20, 1, 1], "whitening"),
+    ("config.net.width", 128, "do not fit"), ("optimizer", {}, "do not fit"), ("config.tick", None, "config/tick"),
+])
+def test_absurd_snapshots_are_not_resumed(part: str, value: Any, word: str, ldm_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(ldm_run, copy)
+    state = checkpoint.load(list_snapshots(copy)[-1], "ldm")
+    *path, last = part.split(".")
+    place: Any = state
+    for key in path:
+        place = place[key]
+    place[last] = value
+    checkpoint.save(list_snapshots(copy)[-1], "ldm", state)
+    done = CliRunner().invoke(train_main, ["--resume", str(copy), "--kimg", "2"])
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert word in done.stderr
+
+
 def test_dry_run_writes_nothing(gan_path: Path, tmp_path: Path) -> None:
     args = ["--network", str(gan_path), "--outdir", str(tmp_path / "o"), "--minutes", "2", "-n"]
     done = CliRunner().invoke(train_main, args)

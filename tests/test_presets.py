@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import assert_equal, data_facts, new_trainer, open_set, step, tiny_config
+from processes import float64
+from runs import CPU, assert_equal, data_facts, new_trainer, open_set, step, tiny_config
 
 from dnnlib import UserError, construct
+from torch_utils.rng import generator
+from training.conditioning.base import Batch
 from training.dataset import ImageDataset
+from training.loader import batches, split
 from training.presets import DEFAULTS, PRESETS
 from training.resolve import resolve
 from training.run_state import RunState, load_state
+from training.sampling import load_gan, training_sampler
 
 # What the matrix of presets (test_matrix.py) doesn't reach: one row, options that change what is built or drawn.
 VARIANTS = [
@@ -57,6 +63,44 @@ def test_two_steps_save_resume(cfg: str, changes: dict[str, Any], tiny_set: Path
     assert resumed.run.progress["cur_nimg"] == 2 * config["run"]["batch"]
     step(resumed, dataset, 1)
     assert_equal(resumed.run.state_dict(), whole.run.state_dict())
+
+
+# A demo row is its method's at other sizes, and sizes are tiny here.
+@pytest.mark.parametrize("cfg", [cfg for cfg in PRESETS if not cfg.endswith("_demo")])
+def test_same_seed_gives_the_same_statistics_and_images(cfg: str, tiny_set: Path, tmp_path: Path) -> None:
+    """Two runs from nothing: state, what stats.jsonl would say, and images of G_ema are the same to the bit."""
+    found = []
+    for _ in range(2):
+        dataset = open_set(tiny_set, cfg)
+        trainer = new_trainer(tiny_config(cfg, dataset), dataset, tmp_path)
+        step(trainer, dataset, 1)
+        trainer.run.save(tmp_path / "snapshot.pkl")
+        sampler = training_sampler(load_gan(tmp_path / "snapshot.pkl", CPU), dataset)
+        found.append({**trainer.run.state_dict(), "images": torch.cat(list(sampler.images(range(2)))),
+                      "stats": trainer.run.collector.pop()})
+    assert found[0]["stats"]
+    assert_equal(found[1], found[0])
+
+
+def test_gradients_do_not_depend_on_batch_gpu(tiny_set: Path, tmp_path: Path) -> None:
+    """In float64, where norms use what they have learned instead of the images of a pass."""
+    cfg = "stylegan2_demo"
+    dataset, gradients = open_set(tiny_set, cfg), {}
+    with float64():
+        trainer = new_trainer(tiny_config(cfg, dataset, batch=4, amp="off"), dataset, tmp_path)
+        run, batch = trainer.run, next(batches(dataset, 4, 0, 0, CPU, 0))
+        for net, optimizer in ((run.G, run.opt_G), (run.D, run.opt_D)):
+            net.double().eval()
+            optimizer.param_groups[0]["lr"] = 0.0  # the same weights each time
+        batch = Batch(batch.img.double(), batch.labels, batch.indices, batch.draws)
+        for size, phase in itertools.product((4, 2, 1), run.loss.phases(0)):
+            trainer._phase(phase, split(batch, size), generator(0, phase.name))
+            net = run.G if phase.net == "G" else run.D
+            gradients[phase.name, size] = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+    for (name, _), gradient in gradients.items():
+        assert gradient.dtype == torch.float64
+        assert gradient.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, gradients[name, 4], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("cfg", PRESETS)

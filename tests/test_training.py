@@ -25,7 +25,7 @@ from training.dataset import ImageDataset
 from training.loader import EndlessSampler, batches, split
 from training.memory import fit_batch, try_step
 from training.objective import Phase, Terms
-from training.run_state import list_snapshots, load_state
+from training.run_state import RunState, list_snapshots, load_state
 from training.sampling import live_gan
 from training.training_loop import Measured, Trainer
 
@@ -212,6 +212,29 @@ def test_patience_ends_a_run_that_gets_no_better(tiny_set: Path, tmp_path: Path)
     assert (tmp_path / "best_nimg.txt").read_text() == "8\n"
 
 
+def test_best_and_newest_are_kept(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last --keep snapshots, and the best weights however old."""
+    monkeypatch.setattr("training.training_loop.snapshot_path",
+                        lambda run_dir, cur_nimg: run_dir / f"network-snapshot-{cur_nimg:06d}.pkl")
+    losses = [{"fid4_full": value} for value in (1.0, 2.0)]
+    assert evaluated_trainer(tiny_set, tmp_path, losses, keep=2, kimg=0.016).train()
+    assert [path.name for path in list_snapshots(tmp_path)] == [f"network-snapshot-{n:06d}.pkl" for n in (12, 16)]
+    assert load_state(tmp_path / "best_model.pkl")["progress"]["cur_nimg"] == 4
+
+
+@pytest.mark.parametrize(("minutes", "count"), [(1e-6, 5), (1000.0, 1)])
+def test_snapshots_by_the_clock(minutes: float, count: int, tiny_set: Path, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each of four steps, then at the end; or at the end only."""
+    saved: list[Path] = []
+    trainer = evaluated_trainer(tiny_set, tmp_path, [{"fid4_full": 1.0}], snap=1000, snap_minutes=minutes, kimg=0.016,
+                                metrics="none")
+    trainer.evaluate = None
+    monkeypatch.setattr(RunState, "save", lambda run, path: saved.append(path))
+    assert trainer.train()
+    assert len(saved) == count
+
+
 def test_metrics_budget_spares_snapshots(tiny_set: Path, tmp_path: Path) -> None:
     trainer = evaluated_trainer(tiny_set, tmp_path, [{"fid4_full": 1.0}], metrics_budget=1e-9)
     trainer.train()
@@ -335,13 +358,13 @@ def test_order_of_images_is_a_function_of_seed_and_position(tiny_set: Path) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_image_that_breaks_during_training_is_named_in_one_line(workers: int, tiny_set: Path, tmp_path: Path) -> None:
+def test_images_that_break_during_training_are_named_in_one_line(workers: int, tiny_set: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tiny_set) as archive:
         archive.extractall(tmp_path / "set")
-    victim = sorted((tmp_path / "set").rglob("*.png"))[7]
-    victim.write_bytes(victim.read_bytes()[:200])
+    for victim in sorted((tmp_path / "set").rglob("*.png"))[7:10]:
+        victim.write_bytes(victim.read_bytes()[:200])
     stream = batches(ImageDataset(tmp_path / "set"), 8, 0, 0, CPU, workers)
-    with pytest.raises(UserError, match=victim.name) as caught:
+    with pytest.raises(UserError, match=r"img0000000[789]\.png") as caught:
         list(itertools.islice(stream, 6))
     assert "\n" not in caught.value.message
 

@@ -71,6 +71,16 @@ def _child(main: Callable[[Sequence[str]], object], args: Sequence[str], output:
         os._exit(code)
 
 
+def start(main: Callable[[Sequence[str]], object], args: Sequence[str | Path], output: Path,
+          watched: Path = Path("/"), last: int = 0, counter: Path | None = None) -> int:
+    """Begins what `run` does; the number of the process."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _child(main, [str(arg) for arg in args], output, watched, last, counter)
+    return child
+
+
 def run(main: Callable[[Sequence[str]], object], args: Sequence[str | Path], output: Path, watched: Path, *,
         last: int = 0, seconds: float | None = None, counter: Path | None = None) -> int:
     """Exit code of `main(args)` in a process of its own, `KILLED` if it was killed.
@@ -78,14 +88,28 @@ def run(main: Callable[[Sequence[str]], object], args: Sequence[str | Path], out
     watched: folder whose file events count; `last` is the number of the fatal one, 0 = none. seconds: time after which
     it is killed. counter: file for the number of events. What it prints is appended to `output`.
     """
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        _child(main, [str(arg) for arg in args], output, watched, last, counter)
+    child = start(main, args, output, watched, last, counter)
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def storm(main: Callable[[Sequence[str]], object], args: Sequence[str | Path], output: Path, begun: Callable[[], bool],
+          numbers: Sequence[int], rng: random.Random) -> tuple[int, float]:
+    """Exit code of `main(args)` in a process of its own that gets one of the signals `numbers` every few milliseconds.
+
+    begun: whether the first may come. Also returns how many seconds after that it ended.
+    """
+    child = start(main, args, output)
+    while not begun():
+        time.sleep(0.01)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), output.read_text()
+    began = time.monotonic()
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        os.kill(child, rng.choice(numbers))
+        time.sleep(rng.random() * 0.05)
+    return os.waitstatus_to_exitcode(ended[1]), time.monotonic() - began
 
 
 def measure(main: Callable[[Sequence[str]], object], args: Sequence[str | Path], output: Path,

@@ -151,13 +151,13 @@ class Conversion(Job):
 class Metrics(Job):
     """calc_metrics.py: every record and every cache is whole, and the values are those of an undisturbed command."""
 
-    def __init__(self, main: Callable[..., object], folder: Path, network: Path, data: Path) -> None:
+    def __init__(self, main: Callable[..., object], folder: Path, network: Path, reals: Path) -> None:
         super().__init__("calc_metrics", main, folder)
-        self.network, self.data = network, data
+        self.network, self.reals = network, reals
 
     def fresh_args(self, outdir: Path) -> Sequence[str | Path]:
         os.environ["DICGAN_CACHE"] = str(outdir / "cache")
-        return ["--network", self.network, "--metrics", "fid8_full", "--ref", self.data, "--outdir", outdir]
+        return ["--network", self.network, "--metrics", "fid8_full", "--ref", self.reals, "--outdir", outdir]
 
     def verify(self) -> None:
         def results(outdir: Path) -> list[dict[str, Any]]:
@@ -178,8 +178,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_jobs(folder: Path, pictures: Path, data: Path) -> list[Job]:
-    """All jobs, each run once undisturbed. pictures: folder of images; data: the set that was made of them."""
+def make_jobs(folder: Path, pictures: Path, data: Path, reals: Path | None = None) -> list[Job]:
+    """All jobs, each run once undisturbed.
+
+    pictures: folder of images; data: the set that was made of them; reals: images for metrics, None = the set.
+    """
     for heavy in ("torch.utils.tensorboard", "timm", "metrics.registry", "training.training_loop"):
         importlib.import_module(heavy)  # once, before processes part
     gan = Run("train", importlib.import_module("train").main, folder, "gan", ["--data", data, *FLAGS])
@@ -189,7 +192,7 @@ def make_jobs(folder: Path, pictures: Path, data: Path) -> list[Job]:
     others: list[Job] = [
         Run("ldm_train", importlib.import_module("ldm.train").main, folder, "ldm", ["--network", network, *LDM_FLAGS]),
         Conversion(importlib.import_module("dataset_tool").main, folder, pictures),
-        Metrics(importlib.import_module("calc_metrics").main, folder, network, data),
+        Metrics(importlib.import_module("calc_metrics").main, folder, network, reals or data),
     ]
     for job in others:
         job.prepare()
