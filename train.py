@@ -39,11 +39,9 @@ MEANINGLESS = {
     "nobench": "--nobench: cuDNN benchmarking stays off, for bit-for-bit resume.",
     "restart_every": "--restart-every: a killed run is continued with --resume RUN_DIR.",
 }
-DETECTOR = "efficientnet_lite2"  # of metrics during training
 LENGTH = ("kimg", "minutes", "metrics", "metrics_budget", "patience", "snap", "snap_minutes", "keep", "workers",
-          "on_nan", "nan_retries")
+          "cache_images", "on_nan", "nan_retries", "compile")
 CONTINUE_ONLY = {"resume", "dry_run", *LENGTH}
-COPYING = 0.5  # ratio of distances below which train.py warns
 
 
 @click.command(help=__doc__)
@@ -93,9 +91,9 @@ def main(ctx: click.Context, **flags: Any) -> None:
 
 def start(flags: dict[str, Any], device: Any, processes: int) -> bool:
     """A new run: resolve, show, make the run directory, train."""
-    from dnnlib import construct
     from torch_utils import distributed
-    from training.checks import check_builds, check_data, check_on_nan
+    from training.checks import check_builds, check_data
+    from training.dataset import ImageDataset
     from training.presets import preset
     from training.resolve import resolve
 
@@ -108,15 +106,13 @@ def start(flags: dict[str, Any], device: Any, processes: int) -> bool:
         flags["sigma"] = "auto:5"
     mirror = preset(cfg)["mirror"] if flags["mirror"] is None else flags["mirror"]
     cond = preset(cfg)["cond"] if flags["cond"] is None else flags["cond"]
-    dataset = open_dataset(flags["data"], cond, mirror, flags["max_images"], flags["holdout"] or 0.0)
+    dataset = ImageDataset(flags["data"], use_labels=cond, mirror=mirror, max_images=flags["max_images"],
+                           cache=flags["cache_images"] or "auto", holdout=flags["holdout"] or 0.0)
     data = {"path": os.path.abspath(flags.pop("data")), "name": dataset.name, "resolution": dataset.resolution,
             "aspect": list(dataset.aspect), "channels": dataset.channels, "num_images": dataset.num_images,
             "label_dim": dataset.label_dim, "fingerprint": dataset.fingerprint}
     config = resolve(cfg, flags, data)
-    construct(config["run"])
-    distributed.check_batch(config["run"]["batch"], processes)
-    check_on_nan(config["run"], processes)
-    check_metrics(config)
+    check_run(config, processes, device)
     init_state = None
     if init_path:
         from training.run_state import load_state
@@ -161,20 +157,19 @@ def resume(flags: dict[str, Any], ctx: click.Context, device: Any) -> bool:
 
 def go_on(run_dir: Path, length: dict[str, Any], dry_run: bool, device: Any) -> bool:
     """Continues the run in `run_dir`; length: new values of its options of `LENGTH`."""
-    from dnnlib import construct
     from torch_utils import distributed
-    from training.checks import check_data, check_on_nan, note_processes
+    from training.checks import check_data, note_processes
+    from training.dataset import ImageDataset
+    from training.resuming import newest_state
 
     state = distributed.from_first(lambda: newest_state(run_dir))
     config = state["config"]
     config["run"] |= length
-    construct(config["run"])
-    distributed.check_batch(config["run"]["batch"], distributed.world())
-    check_on_nan(config["run"], distributed.world())
-    check_metrics(config)
+    check_run(config, distributed.world(), device)
     data = config["data"]
-    dataset = open_dataset(data["path"], data["use_labels"], data["mirror"], data["max_images"],
-                           data.get("holdout", 0.0))
+    dataset = ImageDataset(data["path"], use_labels=data["use_labels"], mirror=data["mirror"],
+                           max_images=data["max_images"], cache=config["run"].get("cache_images", "auto"),
+                           holdout=data.get("holdout", 0.0))
     check_data(dataset, data)
     if note := note_processes(state):
         click.echo(note)
@@ -184,44 +179,26 @@ def go_on(run_dir: Path, length: dict[str, Any], dry_run: bool, device: Any) -> 
     return launch(config, run_dir, dataset, device, state, None)
 
 
-def newest_state(run_dir: Path) -> dict[str, Any]:
-    """What a run directory's newest snapshot holds; says so."""
-    from training.run_state import list_snapshots, load_state
+def check_run(config: dict[str, Any], processes: int, device: Any) -> None:
+    """Options that can't be had, in this run, by so many processes or on the device, are an error before training."""
+    from dnnlib import construct
+    from torch_utils import distributed
+    from torch_utils.device import check_amp
+    from training.checks import check_on_nan
+    from training.run_state import frozen_networks
 
-    snapshots = list_snapshots(run_dir) if run_dir.is_dir() else []
-    if not snapshots:
-        raise UserError(f"--resume {run_dir}: no network-snapshot-*.pkl there; give a run directory of train.py.")
-    state = load_state(snapshots[-1])
-    if "imported" in state:
-        raise UserError(f"--resume {run_dir}: {snapshots[-1].name} was imported, without optimizers and data set; "
-                        f"start a new run with --outdir, --data, --cfg and --init-from {snapshots[-1]}.")
-    click.echo(f"Resuming {run_dir} from {snapshots[-1].name}, {state['progress']['cur_nimg']} images seen.")
-    return state
+    construct(config["run"])
+    distributed.check_batch(config["run"]["batch"], processes)
+    check_on_nan(config["run"], processes)
+    check_amp(device, config["loss"]["amp"])
+    if config["run"].get("compile"):
+        from training.compilation import check_compile
 
-
-def open_dataset(path: str, cond: bool, mirror: bool, max_images: int | None, holdout: float) -> Any:
-    """The data set, or a `UserError` with the command that makes one."""
-    from training.dataset import ImageDataset
-
-    return ImageDataset(path, use_labels=cond, mirror=mirror, max_images=max_images, holdout=holdout)
-
-
-def check_metrics(config: dict[str, Any]) -> None:
-    """Unknown metric names, and a detector that the networks look through, are an error before training."""
+        check_compile(config["G"]["class_name"], device, processes)
     if config["run"]["metrics"] != "none":
-        from metrics.names import parse_metrics
-        from training.run_state import frozen_networks
+        from metrics.snapshots import check_metrics
 
-        networks = frozen_networks(config)
-        if f"tf_{DETECTOR}" in networks:
-            raise UserError(f"--metrics: they look at images through {DETECTOR}, which this run would train on itself; "
-                            "use --metrics none, and calc_metrics.py with another --detector.")
-        kinds = {metric.kind for metric in parse_metrics(config["run"]["metrics"])}
-        if "retrieval" in kinds:
-            raise UserError("--metrics retrieval: train.py logs retrieval at every tick already; leave it out here.")
-        if "ivom" in kinds:
-            raise UserError("--metrics ivom: inversion takes hundreds of steps per image; measure it with "
-                            "calc_metrics.py --heldout, and leave it out here.")
+        check_metrics(config["run"]["metrics"], frozen_networks(config))
 
 
 def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
@@ -233,8 +210,7 @@ def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
     from training.run_state import RunState
     from training.training_loop import Trainer
 
-    first = distributed.rank() == 0
-    with opened(run_dir, state) if first else contextlib.nullcontext():
+    with contextlib.nullcontext() if distributed.rank() else opened(run_dir, state):
         click.echo(f"Run directory: {run_dir}")
         run = RunState(config, device)
         if state is not None:
@@ -246,9 +222,8 @@ def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
         click.echo(describe(run))
         if distributed.world() > 1:
             click.echo(f"Shared:  by {distributed.world()} processes")
-        evaluate = None
-        if first and config["run"]["metrics"] != "none":
-            evaluate = make_evaluate(config, dataset, run_dir, device)
+        measured = config["run"]["metrics"] != "none"
+        evaluate = make_evaluate(config, dataset, run_dir, device) if measured else None
         finished = Trainer(run, dataset, run_dir, evaluate).train()
         click.echo(f"Finished: {run.progress['cur_nimg']} images." if finished else
                    f"Stopped at {run.progress['cur_nimg']} images; continue with: python train.py --resume {run_dir}")
@@ -257,45 +232,16 @@ def launch(config: dict[str, Any], run_dir: Path, dataset: Any, device: Any,
 
 def make_evaluate(config: dict[str, Any], dataset: Any, run_dir: Path, device: Any) -> Any:
     """The metrics of a snapshot, for the loop: conditions come from the training set, values go to metric-*.jsonl."""
-    from metrics.detectors import load_detector
-    from metrics.features import FeatureCache
     from metrics.image_sets import from_dataset
-    from metrics.names import HIGHER_IS_BETTER, parse_metrics
-    from metrics.registry import evaluate, write_records
-    from training.measured import Measured
-    from training.sampling import training_sampler
+    from metrics.snapshots import SnapshotMetrics
+    from training.measured import of_snapshots
 
-    detector = load_detector(DETECTOR, None, device)
-    cache = FeatureCache(FeatureCache.default_folder(), click.echo)
-    reals, heldout = from_dataset(dataset, config["data"]["mirror"]), None
+    heldout = None
     if share := config["data"].get("holdout"):
-        from training.dataset import ImageDataset
-
-        heldout = from_dataset(ImageDataset(dataset.path, holdout=share, part="heldout"), False)
-
-    higher = parse_metrics(config["run"]["metrics"])[0].kind in HIGHER_IS_BETTER
-
-    def measure(gan: Any, snapshot: Path) -> Measured:
-        sampler = training_sampler(gan, dataset)
-        records = evaluate(
-            config["run"]["metrics"], lambda count: sampler.images(range(count)), reals, detector=detector, cache=cache,
-            heldout=heldout, confidence=False,
-            provenance={"snapshot_pkl": snapshot.name, "network_hash": gan.hash, "cur_nimg": gan.progress["cur_nimg"],
-                        "conditions": sampler.provenance})
-        write_records(records, run_dir)
-        values = {name: value for record in records for name, value in record["results"].items()}
-        first = next(iter(values.values()))
-        return Measured(values, -first if higher else first, copying_warnings(records[0]["copying"]))
-
-    return measure
-
-
-def copying_warnings(report: dict[str, Any]) -> list[str]:
-    """One line if samples lie much nearer to training images than other real images do."""
-    if report["ratio"] is None or report["ratio"] >= COPYING:
-        return []
-    return [f"samples are {report['ratio']:.2f} times as far from their nearest training image as {report['bar']} are: "
-            "the generator is copying. Use more images, or an earlier snapshot."]
+        heldout = from_dataset(type(dataset)(dataset.path, holdout=share, part="heldout"), False)
+    metrics = SnapshotMetrics(config["run"]["metrics"], from_dataset(dataset, config["data"]["mirror"]), heldout,
+                              run_dir, device)
+    return of_snapshots(metrics.measure, dataset)
 
 
 if __name__ == "__main__":

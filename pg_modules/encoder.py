@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dnnlib import UserError
 from pg_modules.backbones import Backbone, load_backbone
 from pg_modules.whitening import Whitening, moments, rms_normalize
+from torch_utils.device import at_least_float32
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -79,12 +80,15 @@ class Backboned(Encoder):
         return F.interpolate(img, size=(height, width), mode="bilinear", antialias=True)
 
     def grid(self, img: torch.Tensor) -> torch.Tensor:
-        """img → last features [N, D, H, W] of the frozen network, averaged over the cells of f's grid; float32."""
+        """img → last features [N, D, H, W] of the frozen network, averaged over the cells of f's grid.
+
+        In float32 at least.
+        """
         net = self.backbone.to(img.device)
         _, height, width = self.latent_shape
         if (height, width) == (1, 1):
-            return net.pooled(self.resized(img)).float()[:, :, None, None]
-        return F.adaptive_avg_pool2d(net.last_map(self.resized(img)).float(), (height, width))
+            return at_least_float32(net.pooled(self.resized(img)))[:, :, None, None]
+        return F.adaptive_avg_pool2d(at_least_float32(net.last_map(self.resized(img))), (height, width))
 
 
 class FeatureEncoder(Backboned):
@@ -140,7 +144,12 @@ class FrozenEncoder(Backboned):
 
     def components(self, img: torch.Tensor) -> torch.Tensor:
         """The whitened components [N, C, H, W] of an image."""
-        return F.conv2d(self.grid(img) - self.mean[:, None, None], self.projection[:, :, None, None])
+        return self._projected(self.grid(img) - self.mean[:, None, None])
+
+    def _projected(self, centred: torch.Tensor) -> torch.Tensor:
+        """Centred features [N, D, H, W] on the principal axes, in their own type even under autocast."""
+        with torch.autocast(centred.device.type, enabled=False):
+            return F.conv2d(centred, self.projection[:, :, None, None])
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         return self.normalize(self.components(img))
@@ -165,9 +174,8 @@ class HeadEncoder(FrozenEncoder):
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         # With a graph where the image has one: the information term reaches G through here.
-        grid = self.grid(img) - self.mean[:, None, None]
-        components = F.conv2d(grid, self.projection[:, :, None, None])
-        f = components + self.correction(grid.movedim(1, -1)).movedim(-1, 1)
+        centred = self.grid(img) - self.mean[:, None, None]
+        f = self._projected(centred) + self.correction(centred.movedim(1, -1)).movedim(-1, 1)
         return self.normalize(self.whitening(f))
 
 

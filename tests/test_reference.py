@@ -152,12 +152,8 @@ def test_plain_iteration_is_the_official_one_for_six_steps() -> None:
 
 
 @pytest.fixture(params=["float64", "float32"])
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     """What networks are made of and random numbers are drawn in."""
-    if request.param == "float64":
-        # Features and cosines, which bf16 mustn't reach, are asked for in float32.
-        to_float32 = torch.Tensor.float
-        monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float32(x))
     torch.set_default_dtype(getattr(torch, request.param))
     yield request.param
     torch.set_default_dtype(torch.float32)
@@ -255,7 +251,9 @@ def test_iteration_is_the_plain_one(case: str, precision: str) -> None:
     values = {name: entry["mean"] for name, entry in run.collector.pop().items()}
     for key, name in (("G", "Loss/G/loss"), ("D_fake", "Loss/D/fake"), ("D_real", "Loss/D/real"),
                       ("fake", "Loss/scores/fake"), ("real", "Loss/scores/real")):
-        assert values[name] == pytest.approx(plain.log[key], rel=1e-9 if exact else 1e-4), name
+        # A mean of logits may be near zero; what counts is their own size, about one.
+        rel, small = (1e-9, 1e-12) if exact else (1e-4, 1e-5)
+        assert values[name] == pytest.approx(plain.log[key], rel=rel, abs=small), name
     for name in ("G", "D"):
         net, twin = getattr(run, name), getattr(plain, name)
         found = errors(gradients(net.named_parameters()), gradients(our_parameters(twin).items()))

@@ -34,11 +34,42 @@ def _prepared(device: torch.device) -> torch.device:
     return device
 
 
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:
-    """Mixed precision around a forward pass; `amp` is ``off`` or ``bf16``."""
+    """Mixed precision around a forward pass; `amp` is ``off``, ``bf16`` or ``fp16`` (which needs a `LossScale`)."""
     if amp == "off":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=_TYPES[amp])
+
+
+def autocast_of_frozen(device: torch.device) -> contextlib.AbstractContextManager:
+    """Around a frozen network under `autocast`: on a CPU, whose depthwise convolutions gain nothing by bfloat16, it
+    stays in float32 (docs/precision.md)."""
+    return torch.autocast("cpu", enabled=False) if device.type == "cpu" else contextlib.nullcontext()
+
+
+def check_amp(device: torch.device, amp: str) -> None:
+    """`UserError` if `device` has no arithmetic of the type that `amp` names and would be slower than in float32."""
+    if amp == "fp16" and device.type == "cpu" and not (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
+        raise UserError("--amp fp16: this CPU (or build of torch) has no float16 arithmetic and would take many times "
+                        "longer than in float32; use --amp bf16 or off.")
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("--amp bf16: this GPU has no bfloat16 arithmetic, only a slow emulation; use --amp fp16 or "
+                        "off.")
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x, in float32 if its type is half as wide or less; float64 stays."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x, which is on the CPU, on `device`; a CUDA device gets it without the CPU waiting for what it's still doing."""
+    # Pinned memory is kept by torch until the copy is done.
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def device_description(device: torch.device) -> str:

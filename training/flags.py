@@ -94,7 +94,8 @@ OBJECTIVE = [
     click.option("--ada-target", type=float, help="StyleGAN2-ADA: mean sign of D's real logits that p follows"),
     click.option("--glr", type=float, help="Learning rate of G"),
     click.option("--dlr", type=float, help="Learning rate of D"),
-    click.option("--amp", type=choice("off", "bf16"), help="Mixed precision"),
+    click.option("--amp", type=choice("off", "bf16", "fp16"), help="Mixed precision"),
+    click.option("--compile", type=bool, metavar="BOOL", help="FastGAN: compile G's up-blocks; takes minutes once"),
 ]
 RUN = [
     click.option("--mirror", type=bool, metavar="BOOL", help="Add x-flipped images"),
@@ -112,7 +113,11 @@ RUN = [
     click.option("--metrics-budget", type=Share(), help="Most of the time that metrics may take, such as 10%"),
     click.option("--patience", type=int, help="End after so many evaluations without a better first metric; 0 = never"),
     click.option("--seed", type=int, help="Random seed"),
-    click.option("--workers", type=NumberOr(int, "auto"), help="Loader processes"),
+    click.option("--workers", type=NumberOr(int, "auto"),
+                 help="Loader processes; auto: 0 if images are cached or the run has one core, else 1 on the CPU, and "
+                      "beside a GPU the cores of the process less one, at most 8"),
+    click.option("--cache-images", type=choice("auto", "on", "off"),
+                 help="Decoded images stay in memory; auto: if they take a quarter of what is free at most"),
     click.option("--on-nan", type=choice("stop", "rollback"),
                  help="A loss or gradient that isn't finite ends the run, or takes it back to the newest snapshot"),
     click.option("--nan-retries", type=click.IntRange(min=1), help="Most rollbacks of a run"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_utils.device import autocast
+from torch_utils.device import at_least_float32, autocast
 from training.conditioning.base import Batch, Condition, Conditioning
 from training.d_noise.base import DNoise
 from training.objective import Objective, Terms, scores
@@ -49,4 +49,4 @@ class ProjectedGANLoss(Objective):
         on reals and fakes, with DiffAug as T)."""
         with autocast(img.device, self.amp):
             plain = self.D(img, c=condition.c, h=condition.h, augment=False)
-        return (logits - plain.float()).square().mean()
+        return (logits - at_least_float32(plain)).square().mean()

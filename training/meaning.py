@@ -22,6 +22,7 @@ BELONGS: dict[str, tuple[str, tuple[str, ...], str]] = {
                     ("conditioning", ("dicgan", "icgan", "disp", "cluster", "selfcond"),
                      "methods that look at features of images (--cfg dicgan, icgan, disp, logogan or selfcond)")),
     "ngf": ("generator", ("fastgan", "fastgan_lite", "fastgan_original"), "FastGAN's channels"),
+    "compile": ("generator", ("fastgan", "fastgan_lite", "fastgan_original"), "FastGAN's up-blocks"),
     "map_depth": ("generator", ("stylegan2",), "a mapping network, which FastGAN doesn't have"),
     **dict.fromkeys(("cbase", "cmax"),
                     ("generator", ("stylegan2",), "StyleGAN2's channels; FastGAN's are set by --ngf")),
@@ -40,7 +41,7 @@ CHOICES = {
     "t_dist": ("priority", "uniform"),
     "objective": ("hinge", "nonsaturating", "wasserstein"),
     "target": ("paired", "resampled"),
-    "amp": ("off", "bf16"),
+    "amp": ("off", "bf16", "fp16"),
 }
 # Generators that a discriminator's objective works with.
 PARTNERS = {"projected": ("fastgan", "fastgan_lite", "stylegan2"), "fastgan": ("fastgan_original",),
@@ -67,6 +68,7 @@ def check_meaning(cfg: str, row: dict[str, Any], given: Mapping[str, Any], data:
     _check_labels(cfg, row, data)
     _check_instances(row, given, data)
     _check_noise_and_objective(row)
+    _check_precision(row)
     try:
         parse_policy(row["diffaug"])
     except ValueError as error:
@@ -135,6 +137,12 @@ def _check_noise_and_objective(row: Mapping[str, Any]) -> None:
     if row["objective"] == "wasserstein" and row["discriminator"] == "stylegan2":
         raise UserError("--objective wasserstein: StyleGAN2's discriminator has no spectral norms to bound it; use "
                         "nonsaturating or hinge.")
+
+
+def _check_precision(row: Mapping[str, Any]) -> None:
+    if row["amp"] == "fp16" and row["generator"] == "stylegan2":
+        raise UserError("--amp fp16: sums in front of StyleGAN2's demodulation, and gradients of gradients, leave "
+                        "float16's range; use --amp bf16 or off.")
 
 
 def _check_numbers(row: Mapping[str, Any]) -> None:

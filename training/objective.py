@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch_utils import exchange
-from torch_utils.device import autocast
+from torch_utils.device import at_least_float32, autocast, sent
+from torch_utils.loss_scale import LossScale
 from training.conditioning.base import Batch, Condition, Conditioning
 from training.d_noise.base import DNoise
 
@@ -72,13 +73,13 @@ class BatchNoise:
 
     def __call__(self, n: int, height: int, width: int) -> torch.Tensor:
         """Standard normal [n, 1, height, width]."""
-        return torch.randn(n, 1, height, width, generator=self.generator).to(self.device)
+        return sent(torch.randn(n, 1, height, width, generator=self.generator), self.device)
 
 
 class Objective:
     """Base of all objectives: passes of G and D with their conditions, and the information term.
 
-    amp          ``off`` or ``bf16``, precision of the forward passes
+    amp          ``off``, ``bf16`` or ``fp16``, precision of the forward passes
     info_weight  weight of `information`; 0 = off
     objective    key of `ADVERSARIAL`
     """
@@ -88,6 +89,7 @@ class Objective:
         self.G, self.D, self.conditioning, self.d_noise = G, D, conditioning, d_noise
         self.amp, self.info_weight = amp, info_weight
         self.adversarial = ADVERSARIAL[objective]
+        self.scales = {net: LossScale() for net in ("G", "D")} if amp == "fp16" else {}
 
     # What the loop asks for.
 
@@ -114,17 +116,19 @@ class Objective:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that belongs into a checkpoint."""
-        return {}
+        return {f"scale_{net}": scale.state_dict() for net, scale in self.scales.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
-        assert not state, "this objective has no state"
+        assert state.keys() == self.state_dict().keys(), "the state of another objective"
+        for net, scale in self.scales.items():
+            scale.load_state_dict(state[f"scale_{net}"])
 
     # Passes.
 
     def draw_z(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
         """z [N, z_dim] for a batch."""
-        return torch.randn(len(batch.img), self.G.z_dim, generator=rng).to(batch.img.device)
+        return sent(torch.randn(len(batch.img), self.G.z_dim, generator=rng), batch.img.device)
 
     def fake(self, condition: Condition, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """G(z, c, h): images [N, C, H, W]."""
@@ -132,10 +136,10 @@ class Objective:
             return self.G(z, c=condition.c, h=condition.h, sigma=condition.sigma, noise=BatchNoise(rng, z.device))
 
     def judge(self, img: torch.Tensor, condition: Condition, rng: torch.Generator) -> torch.Tensor:
-        """D's logits [N, L], float32."""
+        """D's logits [N, L], in float32 at least."""
         with autocast(img.device, self.amp):
             logits = self.D(img, c=condition.c, h=condition.h, generator=rng, d_noise=self.d_noise)
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
+        return at_least_float32(logits)
 
     def observe(self, logits: torch.Tensor) -> None:
         """Shows D's logits [N, L] on reals, those of all processes, to what adapts to them."""
@@ -172,7 +176,7 @@ class Objective:
         for parameter in trained:
             parameter.requires_grad_(True)
         encoder.train()
-        return 1 - F.cosine_similarity(seen.float().flatten(1), condition.f.detach().flatten(1)).mean()
+        return 1 - F.cosine_similarity(at_least_float32(seen).flatten(1), condition.f.detach().flatten(1)).mean()
 
 
 def scores(kind: str, loss: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnnlib import UserError
+from training.decoded_cache import MODES
 
 MAX_WORKERS = 256
 
@@ -26,8 +27,10 @@ class RunOptions:
     patience: int = 0  # evaluations without a better first metric after which the run ends; 0 = never
     seed: int
     workers: int | str  # loader processes, or auto
+    cache_images: str = "auto"  # decoded images in memory: auto | on | off
     on_nan: str = "stop"  # what to do if something isn't finite: stop | rollback to the newest snapshot
     nan_retries: int = 3  # most rollbacks of a run
+    compile: bool = False  # parts of G
     ema_kimg: float  # half-life of G_ema in thousands of images
     ema_rampup: float | None  # at most this share of the images seen
 
@@ -51,6 +54,8 @@ class RunOptions:
             raise UserError("--metrics-budget: there are no --metrics to limit; leave it out.")
         if self.keep < 0 or (isinstance(self.workers, int) and self.workers < 0):
             raise UserError("--keep and --workers must not be negative.")
+        if self.cache_images not in MODES:
+            raise UserError(f"--cache-images {self.cache_images}: choose one of {', '.join(MODES)}.")
         if self.on_nan not in ("stop", "rollback") or self.nan_retries < 1:
             raise UserError(f"--on-nan {self.on_nan} --nan-retries {self.nan_retries}: stop or rollback, 1 or more.")
         if isinstance(self.workers, int) and self.workers > MAX_WORKERS:

@@ -64,7 +64,8 @@ DEFAULTS: dict[str, Any] = {
     "betas": (0.0, 0.99),
     "batch": 64,
     "batch_gpu": "auto",
-    "amp": "off",  # off | bf16
+    "amp": "off",  # off | bf16 | fp16
+    "compile": False,
     "ema_kimg": None,  # half-life; None = batch * 10 / 32
     "ema_rampup": 0.05,
     # Run.
@@ -82,6 +83,7 @@ DEFAULTS: dict[str, Any] = {
     "patience": 0,  # evaluations without a better first metric after which the run ends; 0 = never
     "seed": 0,
     "workers": "auto",
+    "cache_images": "auto",  # decoded images in memory: auto | on | off
     "on_nan": "stop",  # stop | rollback
     "nan_retries": 3,  # most rollbacks of a run
 }

@@ -51,8 +51,8 @@ def resolve(cfg: str, overrides: Mapping[str, Any], data: Mapping[str, Any]) -> 
             "class_name": "training.options.RunOptions",
             "ema_kimg": row["batch"] * 10 / 32 if row["ema_kimg"] is None else row["ema_kimg"],
             **_pick(row, "batch", "batch_gpu", "ema_rampup", "kimg", "minutes", "tick", "snap", "snap_minutes", "keep",
-                    "metrics", "metrics_budget", "patience", "seed", "workers", "on_nan",
-                    "nan_retries"),
+                    "metrics", "metrics_budget", "patience", "seed", "workers", "cache_images", "on_nan",
+                    "nan_retries", "compile"),
         },
     }
 

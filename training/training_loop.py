@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +16,21 @@ from torch_utils import distributed, exchange
 from torch_utils.ema import ema_beta, ema_update
 from torch_utils.rng import generator
 from torch_utils.shared_draws import shared_draws
+from training.compilation import compile_parts
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
 from training.diagnostics import Diagnostics
 from training.estimates import print_estimate, resolve_batch_gpu
-from training.loader import batches, lost_workers, split
+from training.loader import batches, default_workers, lost_workers, split
 from training.logs import RunLog
-from training.measured import Measured, collapses
+from training.measured import Measured, collapses, is_due
 from training.objective import Phase
 from training.options import RunOptions
 from training.rollback import NonFinite, roll_back
 from training.run_state import RunState, frozen_networks, prune_snapshots, snapshot_path
 from training.sampling import Gan, live_gan
+from training.skipping import Substitutes
+from training.update import take_step
 
 Evaluate = Callable[[Gan, Path], Measured]
 
@@ -42,7 +44,7 @@ class Trainer:
     def __init__(self, run: RunState, dataset: ImageDataset, run_dir: Path, evaluate: Evaluate | None) -> None:
         """evaluate: metrics of a snapshot, from outside so that training doesn't import metrics; None = no metrics.
 
-        It is only asked on process 0.
+        All processes ask it together and are told the same.
         """
         self.run, self.dataset, self.run_dir, self.evaluate = run, dataset, run_dir, evaluate
         self.options: RunOptions = construct(run.config["run"])
@@ -62,26 +64,26 @@ class Trainer:
         for parameter in self.weights[other]:
             parameter.requires_grad_(False)
         optimizer.zero_grad(set_to_none=True)
-        total = sum(len(part.img) for part in parts)
-        problem = None
-        for part in parts:
-            with shared_draws(rng):
+        scale = self.run.loss.scales.get(phase.net)
+        factor, total = 1.0 if scale is None else scale.value, sum(len(part.img) for part in parts)
+        losses: list[tuple[str, torch.Tensor]] = []
+        start = rng.get_state()
+        for number, part in enumerate(parts):
+            rng.set_state(start)  # every part draws for all and takes its own, so that --batch-gpu changes no draw
+            with shared_draws(rng, number, len(parts)):
                 passes = phase.terms(part, rng)
             for terms in passes:
                 for name, value in terms.log.items():
                     self.run.collector.report(name, value)
-                if problem is None and not torch.isfinite(terms.loss):
-                    problem = f"the loss {next(iter(terms.log))} is {terms.loss.item()}"
-                (terms.loss * (len(part.img) / total)).backward()
+                losses.append((next(iter(terms.log)), terms.loss.detach()))
+                (terms.loss * (factor * len(part.img) / total)).backward()
         for parameter in self.weights[other]:
             parameter.requires_grad_(True)
         gradients = [p.grad for p in self.weights[own] if p.grad is not None]
-        problem = exchange.average_gradients(gradients, problem)
-        if problem is None and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
-            problem = "a gradient is not finite"
-        if problem is not None:
+        if scale is not None:
+            self.run.collector.report(f"Loss/{phase.net}/scale", scale.value)
+        if problem := take_step(optimizer, gradients, losses, scale):
             self._stop_nonfinite(phase, problem)
-        optimizer.step()
 
     def _stop_nonfinite(self, phase: Phase, what: str) -> None:
         raise NonFinite(
@@ -96,8 +98,6 @@ class Trainer:
         for phase in run.loss.phases(cur_nimg // opts.batch):
             self._phase(phase, parts, generator(run.seed, phase.name, cur_nimg))
         run.progress["cur_nimg"] = cur_nimg + opts.batch
-        if run.G.has_mapping:  # each process has moved it by its own images; the mean is what all of them would have
-            run.G.mapping.w_avg.copy_(exchange.mean(run.G.mapping.w_avg))
         ema_update(run.G_ema, run.G, ema_beta(opts.batch, cur_nimg + opts.batch, opts.ema_kimg, opts.ema_rampup))
         for name, value in run.loss.after_step(opts.batch).items():
             if distributed.rank() == 0:  # the same everywhere
@@ -133,6 +133,8 @@ class Trainer:
         """Trains until kimg or minutes are used up; False if interrupted before. The last state is always saved."""
         run, first = self.run, distributed.rank() == 0
         batch_gpu = resolve_batch_gpu(run)
+        if self.options.compile:
+            compile_parts(run.G)
         diagnostics = None
         if first and run.conditioning.uses_latents:
             diagnostics = Diagnostics.create(self.dataset, self.options.seed, run.device, frozen_networks(run.config))
@@ -143,7 +145,7 @@ class Trainer:
             with stop_on_signal() as stopped:
                 self._on_first(lambda log: log.begin())
                 if run.progress["unfinished"]:
-                    self._on_first(self._finish_snapshot)
+                    self._finish_snapshot()
                 self.started = time.monotonic()
                 while not self._loop(stopped, batch_gpu, diagnostics, bar):
                     pass  # taken back to the newest snapshot
@@ -174,15 +176,19 @@ class Trainer:
         return False
 
     def _steps(self, stopped: Callable[[], bool], batch_gpu: int, diagnostics: Diagnostics | None, bar: tqdm) -> None:
-        opts, progress = self.options, self.run.progress
-        workers = opts.workers if isinstance(opts.workers, int) else 0 if self.dataset.cached else 2
-        data = batches(self.dataset, opts.batch, self.run.seed, progress["cur_nimg"], self.run.device, workers,
-                       self.run.conditioning.pair, distributed.share())
+        opts, progress, device = self.options, self.run.progress, self.run.device
+        self.dataset.keep_decoded(opts.cache_images)
+        workers = opts.workers if isinstance(opts.workers, int) else default_workers(self.dataset.cached, device)
+        substitutes = Substitutes(self.dataset, self.run.seed, self.run.conditioning.pair)
+        data = batches(self.dataset, opts.batch, self.run.seed, progress["cur_nimg"], device, workers,
+                       self.run.conditioning.pair, distributed.share(), substitutes)
         self.last_snapshot = began = time.monotonic()
         estimated = False
         end, _ = self._what_now(stopped)
         while not end:
-            self.iteration(next(data), batch_gpu)
+            batch = next(data)
+            self.run.collector.report("Data/skipped", substitutes.replaced)
+            self.iteration(batch, batch_gpu)
             bar.update(opts.batch)
             if not estimated:
                 print_estimate(opts, progress, time.monotonic() - began)
@@ -200,27 +206,36 @@ class Trainer:
         """Saves the state; then pictures and metrics, which may take long and must not risk it."""
         exchange.merge_statistics(self.run.collector)
         exchange.check_same(self.run.G, self.run.D)
-        self._on_first(lambda log: self._write_snapshot(log, pictures))
+        self._on_first(lambda log: self._write_snapshot(pictures))
+        if pictures:
+            self._finish_snapshot()
 
-    def _write_snapshot(self, log: RunLog, pictures: bool) -> None:
+    def _write_snapshot(self, pictures: bool) -> None:
         self.run.progress["unfinished"] = pictures
         self.run.save(snapshot_path(self.run_dir, self.run.progress["cur_nimg"]))
         prune_snapshots(self.run_dir, self.options.keep)
         self.last_snapshot = time.monotonic()
-        if pictures:
-            self._finish_snapshot(log)
 
-    def _finish_snapshot(self, log: RunLog) -> None:
+    def _finish_snapshot(self) -> None:
         """Pictures and metrics of the newest snapshot; a run that was killed meanwhile resumes here."""
-        run, opts, progress = self.run, self.options, self.run.progress
-        path = snapshot_path(self.run_dir, progress["cur_nimg"])
-        log.fakes()
-        progress["unfinished"] = False
-        if self.evaluate is None or not self._metrics_due():
+        path = snapshot_path(self.run_dir, self.run.progress["cur_nimg"])
+        self._on_first(self._draw)
+        if self.evaluate is None or not is_due(self.run.progress, self.options.metrics_budget):
             return
-        begun, progress["measured_nimg"] = time.monotonic(), progress["cur_nimg"]
-        measured = self.evaluate(live_gan(run, path.name), path)
-        progress["metric_seconds"] += time.monotonic() - begun
+        begun = time.monotonic()
+        measured = self.evaluate(live_gan(self.run, path.name), path)
+        seconds = time.monotonic() - begun
+        self._on_first(lambda log: self._judge(log, path, measured, seconds))
+
+    def _draw(self, log: RunLog) -> None:
+        log.fakes()
+        self.run.progress["unfinished"] = False
+
+    def _judge(self, log: RunLog, path: Path, measured: Measured, seconds: float) -> None:
+        """Logs the metrics of the snapshot `path`, which took `seconds`, and keeps the best one."""
+        run, opts, progress = self.run, self.options, self.run.progress
+        progress["measured_nimg"] = progress["cur_nimg"]
+        progress["metric_seconds"] += seconds
         log.metrics(measured.values)
         for line in [*measured.warnings, *collapses(measured.values, progress)]:
             tqdm.write(f"Warning: {line}")
@@ -233,10 +248,3 @@ class Trainer:
         if opts.patience and progress["stale"] >= opts.patience:
             tqdm.write(f"--patience: the first metric is no better than {progress['stale']} evaluations ago; done.")
         run.save(path)  # so that a resumed run knows all this
-
-    def _metrics_due(self) -> bool:
-        """Whether this state hasn't been measured yet, and metrics have taken no more than their share of the time."""
-        budget, progress = self.options.metrics_budget, self.run.progress
-        if progress["measured_nimg"] == progress["cur_nimg"]:
-            return False
-        return budget is None or progress["metric_seconds"] <= budget * progress["seconds"]
