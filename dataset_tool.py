@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,12 +148,13 @@ def convert(
 ) -> None:
     """The form without a sub-command."""
     from dnnlib.archives import PackedSource, open_any
+    from dnnlib.cli import end_on_sigterm
     from dnnlib.conversion import Shaping
     from dnnlib.conversion_flags import check_dest, parse_background, parse_resolution, read_split
     from dnnlib.labels import select, source_labels
     from dnnlib.packing import WRITERS
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    end_on_sigterm()
     if transform == "center-crop-wide" and resolution is None:
         raise UserError("--transform=center-crop-wide needs --resolution=WIDTHxHEIGHT, for example 256x160.")
     size = parse_resolution(resolution, transform) if resolution is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,6 +87,15 @@ def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[dict
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM ends the process as Ctrl-C does, so that temporary files are removed; exit code 143."""
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # supervisors send it again and again
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-PIXELS = 4096  # of the input that are worked on at once
+PIXELS = 8192  # of the input that are worked on at once
 BLOCK = 1 << 15  # weights that are worked on at once
 
 # The kernels of an axis from its three taps; the first ones go with xᵢ₋₁ − xᵢ, the middle one with xᵢ, the last ones

@@ -37,8 +37,8 @@ from torch_utils.weights_file import read_weights
 from training.config_checks import fits, odd_part
 from training.report_data import images_seen, read_run, training_time
 
-MUTATED = {"checkpoint": 40, "latents": 40, "prior": 40, "stats": 30, "zip": 60, "image": 80, "labels": 50,
-           "archive": 60, "run": 50, "features": 50}
+MUTATED = {"checkpoint": 40, "latents": 40, "prior": 40, "stats": 30, "zip": 60, "tar": 60, "image": 80,
+           "labels": 50, "archive": 60, "run": 50, "features": 50}
 ATTACKED = tuple(MUTATED)
 
 

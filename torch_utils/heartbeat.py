@@ -58,6 +58,6 @@ class Heartbeat:
     def _end(self, who: str) -> NoReturn:
         """Ends the process at once: its main thread may never come back from where it waits."""
         sys.stderr.write(f"Error: of {self.world} processes, {who} doesn't answer any more: it was killed, or its "
-                         "machine is gone. Continue from the newest snapshot with --resume.\n")
+                         "machine is gone. Training continues from its newest snapshot with --resume.\n")
         sys.stderr.flush()
         os._exit(1)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from dnnlib import UserError
-from dnnlib.cli import signals_to
+from dnnlib.cli import end_on_sigterm, signals_to
 
 INTERRUPTED = 3  # exit code of a process that wrote its state and stopped
 TELL, GRACE = 2.0, 15.0  # seconds after a failure until the other processes are asked to end, and are killed
@@ -41,6 +41,7 @@ def together(gpus: int | None, device: str, work: Callable[[Any], None]) -> None
         sys.exit(launch_local(gpus, device))
     from torch_utils.distributed import joined
 
+    end_on_sigterm()
     with joined(device) as own:
         work(own)
 
