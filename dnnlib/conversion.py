@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.images import ImageSource
-from dnnlib.pixels import WHITE, center_crop, decode, pad, resize
+from dnnlib.pixels import WHITE, center_crop, pad, read_rgb, resize
 from dnnlib.sizes import format_size, is_valid_size, suggest_resolution, suggest_size
 from dnnlib.util import UserError
 
@@ -42,16 +42,16 @@ class Shaping:
     background: tuple[int, int, int] = WHITE
     grey: bool = False
 
-    def apply(self, img: np.ndarray, name: str) -> np.ndarray:
-        """uint8 [H, W, 3] -> [height, width, 3], or [height, width] if grey.
+    def apply(self, img: Image.Image, name: str) -> Image.Image:
+        """RGB to RGB, or to "L" if grey.
 
         `UserError` if the image hasn't the shape of the result and no transform gives it.
         """
         if self.transform is None:
-            self._check_shape(img.shape[1], img.shape[0], name)
+            self._check_shape(*img.size, name)
         img = self._shape(img)
         # After resizing: a grey set holds the luma of what the colour set would.
-        return np.array(Image.fromarray(img).convert("L")) if self.grey else img
+        return img.convert("L") if self.grey else img
 
     def _check_shape(self, width: int, height: int, name: str) -> None:
         remedy = "add --transform=center-crop or --transform=pad"
@@ -64,8 +64,8 @@ class Shaping:
             remedy += f", with --resolution={format_size(*near)} for its nearest shape" * (near[0] != near[1])
             raise UserError(f"{name} is {width}x{height}, neither square nor 2:1 or 1:2: {remedy}.")
 
-    def _shape(self, img: np.ndarray) -> np.ndarray:
-        h, w = img.shape[:2]
+    def _shape(self, img: Image.Image) -> Image.Image:
+        w, h = img.size
         if self.transform == "center-crop-wide":
             # As in the official tools: width x height pixels between black bars, on a square.
             assert self.size is not None
@@ -143,9 +143,9 @@ def _convert(name: str, payload: bytes | np.ndarray | None) -> Converted:
     source, shaping = _job
     try:
         if isinstance(payload, np.ndarray):
-            img = payload if payload.ndim == 3 else np.repeat(payload[:, :, None], 3, axis=2)
+            img = Image.fromarray(payload).convert("RGB")
         else:
-            img = decode(source.read(name) if payload is None else payload, name, shaping.background)
+            img = read_rgb(source.read(name) if payload is None else payload, name, shaping.background)
     except UserError as error:
         return Converted(name, problem=error.message)
     try:
@@ -153,9 +153,8 @@ def _convert(name: str, payload: bytes | np.ndarray | None) -> Converted:
     except UserError as error:
         return Converted(name, problem=error.message, fatal=True)
     buffer = io.BytesIO()
-    Image.fromarray(shaped).save(buffer, "PNG", compress_level=0)
-    enlarged = shaping.enlarges(img.shape[1], img.shape[0])
-    return Converted(name, buffer.getvalue(), (shaped.shape[1], shaped.shape[0]), enlarged)
+    shaped.save(buffer, "PNG", compress_level=0)
+    return Converted(name, buffer.getvalue(), shaped.size, shaping.enlarges(*img.size))
 
 
 def _convert_chunk(tasks: list[_Task]) -> list[Converted]:

@@ -11,18 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.pixels import center_crop, decode, pad, resize
+from dnnlib.pixels import decode
 from dnnlib.util import UserError, format_bytes, parse_json
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "ImageSource",
-    "center_crop",
     "decode",
     "is_image_name",
     "open_source",
-    "pad",
-    "resize",
     "strip_extension",
 ]
 

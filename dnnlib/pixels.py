@@ -1,4 +1,4 @@
-"""Decoding image files to RGB arrays, cropping, padding and resizing them."""
+"""Decoding image files to RGB, cropping, padding and resizing them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ _UPRIGHT = {
 
 
 def decode(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-    """Encoded image -> uint8 [H, W, 3] RGB, upright by its EXIF tag, first frame of animations.
+    """`read_rgb` as uint8 [H, W, 3]."""
+    return np.array(read_rgb(data, name, background))
+
+
+def read_rgb(data: bytes, name: str, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Encoded image -> picture in RGB, upright by its EXIF tag, first frame of animations.
 
     Grey values of 8 bits come back unchanged in all three channels. Transparent pixels show `background`. `name` is
     for messages: `UserError` if the data isn't a whole, readable image or has more pixels than Pillow's
@@ -67,7 +72,7 @@ def _refuse_bomb(img: Image.Image, name: str) -> None:
         raise _bomb(name)
 
 
-def _to_rgb(img: Image.Image, name: str, background: tuple[int, int, int]) -> np.ndarray:
+def _to_rgb(img: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
     try:
         orientation = img.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF around sound pixels: take them as stored
@@ -79,9 +84,8 @@ def _to_rgb(img: Image.Image, name: str, background: tuple[int, int, int]) -> np
         canvas = Image.new("RGBA", img.size, (*background, 255))
         img = Image.alpha_composite(canvas, img.convert("RGBA"))
     img = img.convert("RGB")
-    if orientation in _UPRIGHT:
-        img = img.transpose(_UPRIGHT[orientation])
-    return np.array(img)
+    img.info = {}  # colour profiles and the like, which saving would write again
+    return img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
 
 
 def _scaled_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
@@ -96,26 +100,22 @@ def _scaled_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     return grey
 
 
-def resize(img: np.ndarray, width: int, height: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [height, width, 3], Lanczos."""
-    if img.shape[:2] == (height, width):
-        return img
-    return np.array(Image.fromarray(img).resize((width, height), Image.Resampling.LANCZOS))
+def resize(img: Image.Image, width: int, height: int) -> Image.Image:
+    """By Lanczos, unless it has this size."""
+    return img if img.size == (width, height) else img.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def center_crop(img: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The largest centred part of uint8 [H, W, 3] with the aspect ratio width : height."""
-    h, w = img.shape[:2]
+def center_crop(img: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest centred part with the aspect ratio width : height."""
+    w, h = img.size
     crop_w = max(min(w, round(h * width / height)), 1)
     crop_h = max(min(h, round(w * height / width)), 1)
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
-    return img[top : top + crop_h, left : left + crop_w]
+    left, top = (w - crop_w) // 2, (h - crop_h) // 2
+    return img.crop((left, top, left + crop_w, top + crop_h))
 
 
-def pad(img: np.ndarray, width: int, height: int, background: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [H, W, 3], no larger than the result, centred on [height, width, 3] filled with `background`."""
-    h, w = img.shape[:2]
-    canvas = np.full((height, width, 3), background, np.uint8)
-    top, left = (height - h) // 2, (width - w) // 2
-    canvas[top : top + h, left : left + w] = img
+def pad(img: Image.Image, width: int, height: int, background: tuple[int, int, int]) -> Image.Image:
+    """A picture no larger than the result, centred on width x height pixels of `background`."""
+    canvas = Image.new("RGB", (width, height), background)
+    canvas.paste(img, ((width - img.width) // 2, (height - img.height) // 2))
     return canvas

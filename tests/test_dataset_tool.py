@@ -106,6 +106,19 @@ def pack(folder, path):
     return path
 
 
+def test_only_pixels_are_kept(tmp_path: Path) -> None:
+    """No colour profile, camera or comment, which differ between sources of the same picture."""
+    (tmp_path / "raw").mkdir()
+    exif = Image.Exif()
+    exif[0x010F] = "camera"
+    noise(32).save(tmp_path / "raw" / "a.png", icc_profile=b"profile", exif=exif, dpi=(72, 72))
+    assert tool(tmp_path / "raw", tmp_path / "a.zip")[0] == 0
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".png"))
+        data = archive.read(name)
+    assert [kind for kind in (b"iCCP", b"eXIf", b"pHYs", b"tEXt") if kind in data] == []
+
+
 def test_folder_and_zip_give_the_same_bytes_for_any_worker_count(tmp_path, photos):
     packed = pack(photos, tmp_path / "in.zip")
     for dest, source, workers in (("a.zip", photos, 1), ("b.zip", photos, 3), ("c.zip", packed, 2)):
