@@ -67,6 +67,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         """``[N, C, H, W]``, as it comes."""
         if not self.training or x.device.type != "cpu" or x.dtype != torch.float32 or not channels_last(x):
             return super().forward(x)
+        return self.normalized_by_parts(x)
+
+    def normalized_by_parts(self, x: torch.Tensor) -> torch.Tensor:
+        """`forward` of float32 maps on CPU with the channels last, in training."""
         assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None

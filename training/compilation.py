@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
-from pg_modules.layers import SNUpConv2d
+from pg_modules.batch_norm import BatchNorm2d
+from pg_modules.layers import SNConv3x3, SNUpConv2d
 
 _VARIANTS = 128  # of one piece of code: by block, batch size, and whether weights want a gradient
 
@@ -36,8 +37,10 @@ def _reason(error: Exception) -> str:
 def compile_parts(G: Any) -> None:
     """Compiles the up-blocks of a FastGAN generator in place, at their next pass; their names and weights stay."""
     torch._dynamo.config.recompile_limit = _VARIANTS  # the default of 8 would leave most blocks as they are
-    for module in G.modules():
-        if isinstance(module, SNUpConv2d):  # has kernels of its own, in a function that autograd can't look into
+    for module in G.modules():  # sums and products of our own, in functions that can't be looked into
+        if isinstance(module, SNUpConv2d | SNConv3x3):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+        if isinstance(module, BatchNorm2d):
+            module.normalized_by_parts = torch.compiler.disable(module.normalized_by_parts)  # type: ignore[method-assign]
     for block in G.blocks.values():
         block.compile(dynamic=False)
