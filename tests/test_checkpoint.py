@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dnnlib import UserError, atomic_write, bind, construct
 from dnnlib.util import format_time
 from torch_utils import checkpoint
 from torch_utils.ema import ema_beta, ema_update
+from torch_utils.inert_files import read_inert
 from torch_utils.rng import generator, sample_normal
 from torch_utils.stats import Collector, JsonLines
 
@@ -85,6 +87,20 @@ def test_wrong_kind_says_what_it_is(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "l.pkl", "gan")
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.load(tmp_path / "none.pkl", "gan")
+
+
+def test_a_part_of_two_sizes_is_refused(tmp_path: Path) -> None:
+    """zipfile would ask for as much memory as the table of contents says, and only then look how much is there."""
+    path = tmp_path / "snapshot.pkl"
+    checkpoint.save(path, "latents", {"latents": torch.zeros(2)})
+    data = path.read_bytes()
+    for entry in re.finditer(b"PK\1\2", data):  # of the table of contents
+        data = data[:entry.start() + 20] + b"\xff\xff\xff\x7f" + data[entry.start() + 24:]  # its compressed size
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="two sizes"):
+        checkpoint.load(path, "latents")
+    with pytest.raises(UserError, match="two sizes"):
+        read_inert(path)
 
 
 def test_damaged_table_of_contents(tmp_path: Path) -> None:

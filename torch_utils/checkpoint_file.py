@@ -48,6 +48,8 @@ class _Reader:
             raise Damaged("a part occurs twice")
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in self.entries.values()):
             raise Damaged("a part is compressed or encrypted")
+        if any(entry.compress_size != entry.file_size for entry in self.entries.values()):
+            raise Damaged("a part has two sizes")  # zipfile would take memory for the larger one
         if sum(entry.file_size for entry in self.entries.values()) > size:
             raise Damaged("its parts are larger than the file")
         pickles = [name for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")]

@@ -137,7 +137,10 @@ def _read_zip(path: str | os.PathLike, budget: Budget) -> Any:
         def read(name: str) -> bytes:
             if name not in known or archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
                 raise Damaged("a missing or compressed part")
-            budget.spend(size=archive.getinfo(name).file_size)
+            entry = archive.getinfo(name)
+            if entry.compress_size != entry.file_size:  # zipfile would take memory for the larger one
+                raise Damaged("a part of two sizes")
+            budget.spend(size=entry.file_size)
             return archive.read(name)
 
         if f"{folder}byteorder" in known and read(f"{folder}byteorder") != b"little":
