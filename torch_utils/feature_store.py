@@ -13,6 +13,7 @@ import torch
 from dnnlib import UserError, atomic_write, format_bytes
 
 _BLOCK = 8192
+_MAGIC = b"\x93NUMPY\x01\x00"  # of version 1.0, with a header of up to 64 KiB
 
 
 class FeatureStore:
@@ -34,6 +35,9 @@ class FeatureStore:
     def open(cls, path: str | os.PathLike) -> FeatureStore:
         """The store that `build` left under `path`, as a memory map. Raises `UserError` for anything else."""
         try:
+            with open(path, "rb") as file:
+                if file.read(len(_MAGIC)) != _MAGIC:
+                    raise ValueError("another version, whose header may claim to be of any length")
             return cls(np.load(path, mmap_mode="r", allow_pickle=False))
         except Exception as error:  # numpy reads the header as Python's syntax, which raises nearly anything
             raise UserError(f"{path} is not a feature file; delete it and run the same command again") from error

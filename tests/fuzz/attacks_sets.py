@@ -136,6 +136,8 @@ def arrays() -> dict[str, bytes]:
             "negative": npy(shape.format("'<f4'", False, (-1, 8))),
             "object": npy(shape.format("'|O'", False, (4, 4))), "double": npy(shape.format("'<f8'", False, (4, 4))),
             "code": npy("__import__('os').system('true')"), "vector": npy(shape.format("'<f4'", False, (8,))),
+            # A version whose header may have 4 GiB, and says 630 MiB.
+            "version": b"\x93NUMPY\x03\0" + samples.features_file()[8:],
             "gzip": gzip.compress(samples.features_file())}
 
 
