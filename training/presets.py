@@ -134,7 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # Size of a demo on a CPU, from a first study: small D input, few images per step, high learning rates.
-_DEMO = {"f_input": 64, "d_input": 64, "d_width": 0.5, "batch": 16, "amp": "bf16", "kimg": 200, "tick": 1.0, "snap": 4,
+_DEMO = {"f_input": 64, "d_input": 64, "d_width": 0.5, "batch": 16, "amp": "bf16", "kimg": 200, "tick": 0.5, "snap": 8,
          "metrics": "none", "mirror": True}
 
 
