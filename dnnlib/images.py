@@ -85,7 +85,7 @@ class ImageSource:
             return self._bytes(name, limit, most)
         except UserError:
             raise
-        except Exception as error:  # a damaged zip raises BadZipFile, zlib.error, EOFError, NotImplementedError, ...
+        except Exception as error:  # what readers of damaged archives raise is nearly anything
             raise UserError(f"{self.path}: cannot read {name}: {error or type(error).__name__}.") from error
 
     def json(self, name: str = DATASET_JSON) -> dict[str, Any] | None:

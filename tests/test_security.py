@@ -24,6 +24,7 @@ from conftest import ROOT
 from fuzz import samples
 from fuzz.harness import Report, run
 from fuzz.mutate import mutate_bytes, rezip, unzip
+from fuzz.pickles import Payload
 from PIL import Image
 
 from dnnlib import UserError, bind, construct
@@ -258,20 +259,10 @@ def test_weights_are_those_that_torch_reads(legacy: bool, tmp_path: Path) -> Non
             assert torch.equal(found[name], tensor)
 
 
-class Call:
-    """Pickles as a call of anything."""
-
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.call = function, args
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
 def weights_attacks(canary: Path) -> dict[str, bytes]:
     """Files of weights that do harm, or hold something else."""
     one = torch.zeros(1000)
-    contents = {"call": {"a": Call(os.system, f"touch {canary}")}, "list": [one], "key": {1: one},
+    contents = {"call": {"a": Payload(os.system, f"touch {canary}")}, "list": [one], "key": {1: one},
                 "number": {"a": 3}, "expanded": {"a": torch.zeros(1).expand(10**6, 10**6)},
                 "told-often": {str(i): one for i in range(5000)}, "sparse": {"a": torch.eye(3).to_sparse()}}
     files = {f"{name}-{legacy}": saved(content, legacy) for name, content in contents.items()
