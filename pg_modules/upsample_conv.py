@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pg_modules.strips import differentiable_gradients
 from pg_modules.upsample_products import Products
 
 # From so many pixels per map on, four outputs of a row are made of five products (`Products`, step 2).
@@ -69,10 +70,8 @@ class _FewerProducts(torch.autograd.Function):
                 of_x, of_weight = _products(x, weight, ctx.step).backward(x.permute(0, 2, 3, 1), grad, needs_x,
                                                                           needs_weight)
                 return None if of_x is None else of_x.permute(0, 3, 1, 2), of_weight, None
-            y = transposed_form(x, weight.to(x.dtype))
-            wanted = [tensor for tensor, needed in ((x, needs_x), (weight, needs_weight)) if needed]
-            found = iter(torch.autograd.grad(y, wanted, grads[0], create_graph=True))
-            return *(next(found) if needed else None for needed in (needs_x, needs_weight)), None
+            return *differentiable_gradients(lambda x, weight: transposed_form(x, weight.to(x.dtype)), x, weight,
+                                             grads[0], (needs_x, needs_weight)), None
 
 
 def _products(x: torch.Tensor, weight: torch.Tensor, step: int) -> Products:

@@ -25,10 +25,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+
+from pg_modules.strips import Strip, add_product, strips, with_zeros
 
 PIXELS = 8192  # of the input that are worked on at once
 BLOCK = 1 << 15  # weights that are worked on at once
@@ -41,15 +41,6 @@ _KERNELS = {
                     device="cpu"),
 }
 Table = list[list[torch.Tensor]]  # by the input terms of rows and of columns: xᵢ₋₁ − xᵢ, xᵢ, xᵢ₊₁ − xᵢ
-
-
-@dataclass(frozen=True)
-class _Strip:
-    """Rows of centres `top` to `bottom` of some images."""
-
-    images: slice
-    top: int
-    bottom: int
 
 
 class Products:
@@ -100,7 +91,7 @@ class Products:
             if needs_weight:
                 for own, theirs, total in zip(_flat(terms), _flat(self._input_terms(x, strip)), _flat(totals),
                                               strict=True):
-                    _add_product(total, own.t(), theirs)
+                    add_product(total, own.t(), theirs)
             if grad_x is not None:
                 shape = (-1, strip.bottom - strip.top, self.centres[1], x.shape[3])
                 products = [[(terms[u][v] @ kernels[u][v]).view(shape) for v in range(3)] for u in range(3)]
@@ -108,13 +99,8 @@ class Products:
         own_x = None if grad_x is None else grad_x[:, 1:height + 1, 1:width + 1].contiguous()
         return own_x, None if of_kernels is None else self._taps(of_kernels)
 
-    def _strips(self, n: int) -> Iterator[_Strip]:
-        """Strips of about PIXELS pixels each: several images, or rows of one."""
-        (height, width), most = self.centres, PIXELS // self.step**2
-        images, rows = max(most // (height * width), 1), min(max(most // width, 1), height)
-        for first in range(0, n, images):
-            for top in range(0, height, rows):
-                yield _Strip(slice(first, min(first + images, n)), top, min(top + rows, height))
+    def _strips(self, n: int) -> Iterator[Strip]:
+        return strips(n, self.centres, PIXELS // self.step**2)
 
     # Weights.
 
@@ -150,11 +136,11 @@ class Products:
 
     # Maps.
 
-    def _input_terms(self, x: torch.Tensor, strip: _Strip) -> Table:
+    def _input_terms(self, x: torch.Tensor, strip: Strip) -> Table:
         """xᵢ₋₁ − xᵢ, xᵢ, xᵢ₊₁ − xᵢ by rows and columns, ``[centres, in]`` each."""
         step, rows, columns = self.step, strip.bottom - strip.top, self.centres[1]
         first, count = step * strip.top - 1, step * (columns - 1) + 3
-        part = _with_zeros(x[strip.images], first, first + step * (rows - 1) + 3, 1, count - 1 - x.shape[2])
+        part = with_zeros(x[strip.images], first, first + step * (rows - 1) + 3, 1, count)
         before, own, after = (part[:, k:k + step * (rows - 1) + 1:step] for k in range(3))
         terms: Table = []
         for row in (before - own, own, after - own):
@@ -162,12 +148,11 @@ class Products:
             terms.append([term.reshape(-1, x.shape[3]) for term in (left - middle, middle, right - middle)])
         return terms
 
-    def _gradient_terms(self, grad: torch.Tensor, strip: _Strip) -> Table:
+    def _gradient_terms(self, grad: torch.Tensor, strip: Strip) -> Table:
         """Those of the products, ``[centres, rows · columns · out]`` each: the outputs' own, and their sums."""
         step, rows, columns = self.step, strip.bottom - strip.top, self.centres[1]
         first, count = 2 * step * strip.top + 1 - step, 2 * step * columns
-        part = _with_zeros(grad[strip.images], first, first + 2 * step * rows, step - 1,
-                           count - (step - 1) - grad.shape[2])
+        part = with_zeros(grad[strip.images], first, first + 2 * step * rows, step - 1, count)
         outputs = part.reshape(-1, rows, 2, step, columns, 2, step, self.out).permute(2, 5, 0, 1, 4, 3, 6, 7)
         terms: Table = []
         for of_rows in outputs:
@@ -177,7 +162,7 @@ class Products:
         centres = terms[0][0].shape[:3].numel()
         return [[term.view(centres, -1) for term in row] for row in terms]
 
-    def _scatter(self, products: Table, grad_x: torch.Tensor, strip: _Strip) -> None:
+    def _scatter(self, products: Table, grad_x: torch.Tensor, strip: Strip) -> None:
         """Adds the gradients of input terms to those of their pixels, which have a margin."""
         step, rows, columns = self.step, strip.bottom - strip.top, self.centres[1]
         for row in products:
@@ -198,22 +183,6 @@ def _flat(table: Table) -> list[torch.Tensor]:
 def _total(one: torch.Tensor, other: torch.Tensor, dim: int) -> torch.Tensor:
     """The sum over `dim` of both, which stays as a dimension of size 1."""
     return functools.reduce(torch.add, [*one.split(1, dim), *other.split(1, dim)])
-
-
-def _add_product(total: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> None:
-    """total += one @ other; `total` may be of a finer type than the product."""
-    if total.dtype == one.dtype:
-        total.addmm_(one, other)
-    else:
-        total.add_(one @ other)
-
-
-def _with_zeros(x: torch.Tensor, first: int, end: int, left: int, right: int) -> torch.Tensor:
-    """Rows `first` to `end` of ``[N, H, W, C]`` with columns added; zeros lie outside."""
-    height = x.shape[1]
-    part = x[:, max(first, 0):min(end, height)]
-    margins = (0, 0, left, right, max(-first, 0), max(end - height, 0))
-    return F.pad(part, margins) if any(margins) else part
 
 
 def _places(first: int, stride: int, end: int, count: int) -> tuple[slice, slice]:

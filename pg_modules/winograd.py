@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from pg_modules.batch_norm import channels_last
+from pg_modules.strips import Strip, add_product, differentiable_gradients, strips, with_zeros
 
 TILES = 1024  # of four pixels, that are worked on at once
 # The fewest products of input and output channels at which sums around the matrix products are paid back, measured
@@ -39,8 +40,12 @@ def conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """
     half = torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64)
     if half or x.device.type != "cpu" or not channels_last(x) or weight.shape[:2].numel() < MIN_CHANNELS:
-        return F.conv2d(x, weight, padding=1)
+        return _plain(x, weight)
     return _Winograd.apply(x, weight)
+
+
+def _plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, weight, padding=1)
 
 
 class _Winograd(torch.autograd.Function):
@@ -56,9 +61,7 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            wanted = [tensor for tensor, needed in ((x, needs_x), (weight, needs_weight)) if needed]
-            found = iter(torch.autograd.grad(F.conv2d(x, weight, padding=1), wanted, grads[0], create_graph=True))
-            return tuple(next(found) if needed else None for needed in (needs_x, needs_weight))
+            return tuple(differentiable_gradients(_plain, x, weight, grads[0], ctx.needs_input_grad))
         grad = grads[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         of_x = convolve(grad, weight.flip(2, 3).transpose(0, 1)).permute(0, 3, 1, 2) if needs_x else None
         return of_x, weight_gradient(x.permute(0, 2, 3, 1), grad, weight) if needs_weight else None
@@ -69,7 +72,8 @@ def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     both = torch.kron(_KERNELS, _KERNELS).to(weight)
     kernels = (both @ weight.reshape(-1, 9).t()).view(16, *weight.shape[:2]).to(x.dtype)
     y = x.new_empty(*x.shape[:3], len(weight))
-    for images, top, bottom in _strips(x):
+    for strip in _strips(x):
+        images, top, bottom = strip.images, strip.top, strip.bottom
         rows, columns = bottom - top, -(-x.shape[2] // 2)
         products = [[(term @ kernels[4 * i + j].t()).view(-1, rows, columns, len(weight))
                      for j, term in enumerate(row)] for i, row in enumerate(_input_terms(x[images], top, bottom))]
@@ -85,25 +89,18 @@ def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The gradient of `weight`, in its type, from that of the output ``[N, H, W, out]``."""
     totals = weight.new_zeros(16, *weight.shape[:2])
-    for images, top, bottom in _strips(x):
-        terms = _input_terms(x[images], top, bottom)
-        for i, row in enumerate(_gradient_terms(grad[images], top, bottom)):
+    for strip in _strips(x):
+        terms = _input_terms(x[strip.images], strip.top, strip.bottom)
+        for i, row in enumerate(_gradient_terms(grad[strip.images], strip.top, strip.bottom)):
             for j, term in enumerate(row):
-                if totals.dtype == x.dtype:
-                    totals[4 * i + j].addmm_(term.t(), terms[i][j])
-                else:
-                    totals[4 * i + j] += term.t() @ terms[i][j]
+                add_product(totals[4 * i + j], term.t(), terms[i][j])
     both = torch.kron(_KERNELS, _KERNELS).to(weight)
     return (totals.view(16, -1).t() @ both).view_as(weight)
 
 
-def _strips(x: torch.Tensor) -> Iterator[tuple[slice, int, int]]:
-    """Images and rows of tiles (from, to) of about TILES each."""
-    n, height, width = len(x), -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    images, rows = max(TILES // (height * width), 1), min(max(TILES // width, 1), height)
-    for first in range(0, n, images):
-        for top in range(0, height, rows):
-            yield slice(first, min(first + images, n)), top, min(top + rows, height)
+def _strips(x: torch.Tensor) -> Iterator[Strip]:
+    """Rows of tiles."""
+    return strips(len(x), (-(-x.shape[1] // 2), -(-x.shape[2] // 2)), TILES)
 
 
 def _two(m: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -112,16 +109,10 @@ def _two(m: list[torch.Tensor]) -> list[torch.Tensor]:
     return [m[0].add_(m[1]).add_(m[2]), difference.sub_(m[3])]
 
 
-def _with_zeros(x: torch.Tensor, first: int, end: int, left: int, columns: int) -> torch.Tensor:
-    """Rows `first` to `end` and columns -`left` to `columns` - `left` of ``[N, H, W, C]``; zeros lie outside."""
-    part = x[:, max(first, 0):min(end, x.shape[1])]
-    return F.pad(part, (0, 0, left, columns - left - x.shape[2], max(-first, 0), max(end - x.shape[1], 0)))
-
-
 def _input_terms(x: torch.Tensor, top: int, bottom: int) -> list[list[torch.Tensor]]:
     """x₀ − x₂, x₁ + x₂, x₂ − x₁, x₁ − x₃ by rows and columns of tiles, ``[tiles, in]`` each."""
     columns = -(-x.shape[2] // 2)
-    part = _with_zeros(x, 2 * top - 1, 2 * bottom + 1, 1, 2 * columns + 2)
+    part = with_zeros(x, 2 * top - 1, 2 * bottom + 1, 1, 2 * columns + 2)
 
     def combined(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> list[torch.Tensor]:
         return [a - c, b + c, c - b, b - d]
@@ -134,7 +125,7 @@ def _input_terms(x: torch.Tensor, top: int, bottom: int) -> list[list[torch.Tens
 def _gradient_terms(grad: torch.Tensor, top: int, bottom: int) -> list[list[torch.Tensor]]:
     """g₀, g₀ + g₁, g₀ − g₁, −g₁ by rows and columns of tiles, ``[tiles, out]`` each."""
     columns = -(-grad.shape[2] // 2)
-    part = _with_zeros(grad, 2 * top, 2 * bottom, 0, 2 * columns)
+    part = with_zeros(grad, 2 * top, 2 * bottom, 0, 2 * columns)
 
     def combined(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
         return [a, a + b, a - b, -b]
