@@ -44,7 +44,7 @@ def tiny(cfg: str, **changes: Any) -> dict[str, Any]:
 def open_set(path: Path, cfg: str, **changes: Any) -> ImageDataset:
     """The data set as a run of `cfg` opens it."""
     row = {**preset(cfg), **changes}
-    return ImageDataset(path, use_labels=row["cond"], mirror=row["mirror"])
+    return ImageDataset(path, use_labels=row["cond"], mirror=row["mirror"], cache=row["cache_images"])
 
 
 def tiny_config(cfg: str, dataset: ImageDataset, **changes: Any) -> dict[str, Any]:

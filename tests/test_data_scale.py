@@ -233,20 +233,17 @@ def test_pictures_that_opening_did_not_look_at_are_checked_when_read(tmp_path: P
 def test_cache_modes(sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     size = 12 * 3 * 32 * 32
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 2 * size)
-    dataset = ImageDataset(sets["zip"])
-    assert not dataset.cached  # more than a quarter
-    dataset.keep_decoded("on")
-    dataset.image(3)
-    kept = dataset._cache
-    dataset.keep_decoded("auto")
-    assert dataset._cache is kept
-    dataset.keep_decoded("off")
-    assert not dataset.cached
+    assert not ImageDataset(sets["zip"]).cached  # more than a quarter
+    dataset = ImageDataset(sets["zip"], cache="on")
+    image = dataset.image(3)
+    assert np.shares_memory(dataset.image(3), dataset.image(3))  # kept, not decoded anew
+    assert np.array_equal(dataset.image(3), image)
+    assert not ImageDataset(sets["zip"], cache="off").cached
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: size - 1)
     with pytest.raises(UserError, match=r"--cache-images on: the decoded images take 36\.0 KiB"):
-        dataset.keep_decoded("on")
+        ImageDataset(sets["zip"], cache="on")
     with pytest.raises(ValueError, match="none of auto, on, off"):
-        dataset.keep_decoded("maybe")
+        ImageDataset(sets["zip"], cache="maybe")
 
 
 def test_available_memory_heeds_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +341,7 @@ def test_stats_count_skipped_images_and_resume_bit_for_bit(sound: Path, tmp_path
         return batches(*args, **options)
 
     monkeypatch.setattr("training.training_loop.batches", begin)
-    dataset = open_set(sound, "fastgan_demo")
+    dataset = open_set(sound, "fastgan_demo", cache_images="off")
     config = tiny_config("fastgan_demo", dataset, kimg=0.04, tick=0.008, snap=2, keep=0, mirror=False,
                          cache_images="off", workers=0)
 
@@ -360,7 +357,7 @@ def test_stats_count_skipped_images_and_resume_bit_for_bit(sound: Path, tmp_path
     assert [entry["num"] for entry in skipped] == [8] * 5
     assert round(sum(entry["num"] * entry["mean"] for entry in skipped)) == 1  # of one epoch
     state = load_state(list_snapshots(tmp_path / "run")[0])
-    again = new_trainer(state["config"], open_set(sound, "fastgan_demo"), tmp_path / "run", state)
+    again = new_trainer(state["config"], open_set(sound, "fastgan_demo", cache_images="off"), tmp_path / "run", state)
     assert again.train()
     assert stats(tmp_path / "run") == whole
     assert_equal(again.run.G.state_dict(), trainer.run.G.state_dict())

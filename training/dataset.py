@@ -87,15 +87,9 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_images = len(self.names)
         self.labels: np.ndarray | None = None
         self.label_dim = 0
-        self._cache: DecodedCache | None = None
         if use_labels:
             self.labels, self.label_dim = self._read_labels()
-        self.keep_decoded(cache)
-
-    def keep_decoded(self, mode: str) -> None:
-        """From now on keeps decoded images in memory, or doesn't; what is kept already stays unless `mode` is "off"."""
-        if mode == "off" or not self.cached:
-            self._cache = DecodedCache.create(mode, self.num_images, self.shape)
+        self._cache = DecodedCache.create(cache, self.num_images, self.shape)
 
     def _read_labels(self) -> tuple[np.ndarray, int]:
         content = self._source.json()

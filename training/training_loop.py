@@ -177,7 +177,6 @@ class Trainer:
 
     def _steps(self, stopped: Callable[[], bool], batch_gpu: int, diagnostics: Diagnostics | None, bar: tqdm) -> None:
         opts, progress, device = self.options, self.run.progress, self.run.device
-        self.dataset.keep_decoded(opts.cache_images)
         workers = opts.workers if isinstance(opts.workers, int) else default_workers(self.dataset.cached, device)
         substitutes = Substitutes(self.dataset, self.run.seed, self.run.conditioning.pair)
         data = batches(self.dataset, opts.batch, self.run.seed, progress["cur_nimg"], device, workers,
