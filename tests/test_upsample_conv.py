@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from pg_modules.layers import LARGER, SNConv2d, SNConvTranspose2d, SNLinear, SNU
 from pg_modules.upsample_conv import MANY_PIXELS, MIN_CHANNELS, upsample_conv2d
 from pg_modules.upsample_products import Products
 from pg_modules.winograd import conv3x3
+from pg_modules.winograd_tiles import AXES
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -138,11 +140,13 @@ def test_gates_follow_the_order_in_memory() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 12), (1, 3, 5, 7), (2, 4, 2, 3), (1, 3, 8, 9)])
-@pytest.mark.parametrize("tiles", [1, 5, 512])
-def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], tiles: int,
+@pytest.mark.parametrize("at_once", [1, 5, 512])
+@pytest.mark.parametrize("m", [2, 4])
+def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], m: int, at_once: int,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
-    monkeypatch.setattr(winograd, "TILES", tiles)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", {m: 1})
+    monkeypatch.setattr(winograd, "MANY_PIXELS", 1 if m == 4 else 1000)
+    monkeypatch.setitem(AXES, m, dataclasses.replace(AXES[m], at_once=at_once))
     x, weight = drawn(shape, 6)
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     y = conv3x3(last, weight)
@@ -155,10 +159,26 @@ def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], tiles: in
     assert torch.autograd.gradgradcheck(conv3x3, (small, weight.detach().requires_grad_()))
 
 
-def test_winograd_is_chosen_by_channels_layout_and_type() -> None:
+@pytest.mark.parametrize(("m", "most"), [(2, 5e-7), (4, 3e-6)])
+def test_winograd_rounds_little(m: int, most: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 16, 16, 256, generator=rng), torch.randn(32, 256, 3, 3, generator=rng)
+    wide, wide_weight = x.permute(0, 3, 1, 2).double(), weight.double().requires_grad_()
+    y = F.conv2d(wide, wide_weight, padding=1)
+    assert relative(winograd.convolve(x, weight, m).permute(0, 3, 1, 2), y) < most
+    grad = torch.randn(y.shape, generator=rng)
+    of_weight = winograd.weight_gradient(x, grad.permute(0, 2, 3, 1).contiguous(), weight, m)
+    assert relative(of_weight, torch.autograd.grad(y, wide_weight, grad.double())[0]) < most
+
+
+@pytest.mark.parametrize(("m", "side", "outputs"), [(2, 4, 256), (4, 16, 64)])
+def test_winograd_is_chosen_by_channels_layout_and_type(m: int, side: int, outputs: int,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "AXES", {m: AXES[m]})
+
     def form(channels: int, dtype: torch.dtype, order: torch.memory_format) -> str:
-        x = torch.zeros(1, channels, 4, 4, dtype=dtype).contiguous(memory_format=order)
-        weight = torch.zeros(winograd.MIN_CHANNELS // 128, channels, 3, 3, dtype=dtype, requires_grad=True)
+        x = torch.zeros(1, channels, side, side, dtype=dtype).contiguous(memory_format=order)
+        weight = torch.zeros(outputs, channels, 3, 3, dtype=dtype, requires_grad=True)
         return type(conv3x3(x, weight).grad_fn).__name__
 
     last = torch.channels_last
