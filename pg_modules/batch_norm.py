@@ -71,13 +71,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def normalized_by_parts(self, x: torch.Tensor) -> torch.Tensor:
         """`forward` of float32 maps on CPU with the channels last, in training."""
+        y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        self.follow(mean, var, x.numel() // x.shape[1])
+        return y
+
+    def follow(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+        """Moves the running moments towards those ``[C]`` of a batch of `count` pixels per channel."""
         assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        count = x.numel() // x.shape[1]
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var) * (count / (count - 1)), self.momentum)
         self.num_batches_tracked.add_(1)
-        return y

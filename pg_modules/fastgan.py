@@ -79,10 +79,9 @@ class UpBlock(nn.Module):
             if channels_last(x):  # what two maps make together is slow if their orders in memory differ
                 h_hat = h_hat.contiguous(memory_format=torch.channels_last)
         if self.lite:
-            return gated(self.norm1(x, embed, h_hat))
-        x = gated(self.norm1(self.noise1(x, noise), embed, h_hat))
-        x = (self.noise2 or self.noise1)(self.conv2(x), noise)
-        return gated(self.norm2(x, embed, h_hat))
+            return self.norm1.gated(x, embed, h_hat)
+        x = self.norm1.gated(x, embed, h_hat, self.noise1, noise)
+        return self.norm2.gated(self.conv2(x), embed, h_hat, self.noise2 or self.noise1, noise)
 
 
 class SkipExcitation(nn.Module):

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pg_modules import kernels
 from pg_modules.strips import differentiable_gradients
+from pg_modules.upsample_kernels import KernelProducts
 from pg_modules.upsample_products import Products
 
 # From so many pixels per map on, four outputs of a row are made of five products (`Products`, step 2).
@@ -75,4 +77,6 @@ class _FewerProducts(torch.autograd.Function):
 
 
 def _products(x: torch.Tensor, weight: torch.Tensor, step: int) -> Products:
+    if step == 2 and x.dtype == weight.dtype and kernels.usable(x):
+        return KernelProducts((x.shape[2], x.shape[3]), weight)
     return Products((x.shape[2], x.shape[3]), weight, x.dtype, step)

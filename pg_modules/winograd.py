@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pg_modules import kernels, winograd_kernels
 from pg_modules.batch_norm import channels_last
 from pg_modules.strips import Strip, add_product, differentiable_gradients, product, strips, with_zeros
 from pg_modules.winograd_tiles import AXES, Axis
@@ -71,15 +72,17 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
 
     m: side of the tiles, 2 or 4.
     """
+    if m == 4 and x.dtype == weight.dtype and kernels.usable(x):
+        return winograd_kernels.convolve(x, weight)
     axis = AXES[m]
-    kernels = (axis.kernels_of_both().to(weight) @ weight.reshape(-1, 9).t()).to(x.dtype)
-    kernels = kernels.view(m + 2, m + 2, *weight.shape[:2])
+    of_tiles = (axis.kernels_of_both().to(weight) @ weight.reshape(-1, 9).t()).to(x.dtype)
+    of_tiles = of_tiles.view(m + 2, m + 2, *weight.shape[:2])
     y = x.new_empty(*x.shape[:3], len(weight))
     for strip in _strips(x, axis):
         images, top, bottom = strip.images, strip.top, strip.bottom
         shape = (-1, bottom - top, -(-x.shape[2] // m), len(weight))
         products = [[product(term, kernel).view(shape) for term, kernel in zip(terms, row, strict=True)]
-                    for terms, row in zip(_input_terms(x[images], top, bottom, axis), kernels, strict=True)]
+                    for terms, row in zip(_input_terms(x[images], top, bottom, axis), of_tiles, strict=True)]
         of_rows = [axis.outputs(row) for row in products]
         for j, column in enumerate(zip(*of_rows, strict=True)):
             for i, part in enumerate(axis.outputs(column)):
@@ -90,6 +93,8 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
 
 def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
     """The gradient of `weight`, in its type, from that of the output ``[N, H, W, out]``."""
+    if m == 4 and x.dtype == weight.dtype and kernels.usable(x):
+        return winograd_kernels.weight_gradient(x, grad, weight)
     axis = AXES[m]
     totals = weight.new_zeros(m + 2, m + 2, *weight.shape[:2])
     for strip in _strips(x, axis):

@@ -104,5 +104,5 @@ AXES = {
             scales=torch.ones(4, dtype=torch.double, device="cpu"), at_once=1024),
     4: Axis(4, _numbers([[3, 0, 0], [-sqrt(2), -1, -sqrt(0.5)], [-sqrt(2), 1, -sqrt(0.5)], [sqrt(0.5), 1, sqrt(2)],
                          [sqrt(0.5), -1, sqrt(2)], [0, 0, 3]]) / 3, _inputs4, _outputs4, _gradients4,
-            scales=_numbers([1, sqrt(0.5), sqrt(0.5), sqrt(2), sqrt(2), 1]), at_once=512),
+            scales=_numbers([[1, sqrt(0.5), sqrt(0.5), sqrt(2), sqrt(2), 1]])[0], at_once=512),
 }

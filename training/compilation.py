@@ -8,7 +8,7 @@ import torch
 
 from dnnlib import UserError
 from pg_modules.batch_norm import BatchNorm2d
-from pg_modules.layers import SNConv3x3, SNUpConv2d
+from pg_modules.layers import ConditionalNorm, SNConv3x3, SNUpConv2d
 
 _VARIANTS = 128  # of one piece of code: by block, batch size, and whether weights want a gradient
 
@@ -42,5 +42,7 @@ def compile_parts(G: Any) -> None:
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
         if isinstance(module, BatchNorm2d):
             module.normalized_by_parts = torch.compiler.disable(module.normalized_by_parts)  # type: ignore[method-assign]
+        if isinstance(module, ConditionalNorm):
+            module.by_kernels = torch.compiler.disable(module.by_kernels)  # type: ignore[method-assign]
     for block in G.blocks.values():
         block.compile(dynamic=False)

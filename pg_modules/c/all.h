@@ -1,0 +1,3 @@
+#include "winograd.h"
+#include "upsample.h"
+#include "norm_gate.h"

@@ -1,0 +1,23 @@
+/* Sums around the matrix products of pg_modules/winograd.py and pg_modules/upsample_products.py, and batch norm with a
+ * gate, each in one pass over maps with the channels last. Every kernel exists for float (…_f) and double (…_d).
+ *
+ * Python passes sizes as int64_t and the number of threads. Results don't depend on that number. */
+#include <stdint.h>
+
+/* Channels that are worked on at once: what lies between two steps stays in the first cache. */
+#define CHUNK 64
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#define REAL float
+#define INT int32_t
+#define NAME(name) name##_f
+#include "all.h"
+#undef REAL
+#undef INT
+#undef NAME
+
+#define REAL double
+#define INT int64_t
+#define NAME(name) name##_d
+#include "all.h"

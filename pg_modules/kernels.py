@@ -1,0 +1,73 @@
+"""The C kernels of `pg_modules/c`, which make in one pass what takes torch many, where this machine can compile them.
+
+Nothing needs them: `pg_modules.winograd`, `pg_modules.upsample_products` and `pg_modules.norm_gate` have the same sums in
+torch's operations. ``DICGAN_KERNELS=off`` does without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from torch_utils import c_library
+
+SOURCE = Path(__file__).parent / "c" / "kernels.c"
+VARIABLE = "DICGAN_KERNELS"
+_SUFFIXES = {torch.float32: "f", torch.float64: "d"}
+
+Argument = torch.Tensor | list[torch.Tensor] | int | float | None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The library, or why there is none; compiled at the first call of a machine, which takes a second or two."""
+    if os.environ.get(VARIABLE) == "off":
+        return f"{VARIABLE}=off"
+    folder = Path(os.environ.get("DICGAN_CACHE") or Path.home() / ".cache" / "dicgan") / "kernels"
+    try:
+        return c_library.load(SOURCE, folder)
+    except c_library.NoLibrary as reason:
+        return str(reason)
+
+
+def missing() -> str:
+    """Why there are no kernels; "" if there are."""
+    library = _library()
+    return library if isinstance(library, str) else ""
+
+
+def usable(x: torch.Tensor) -> bool:
+    """Whether kernels work on a tensor like x: on a CPU, in float32 or float64, and there are any."""
+    return x.device.type == "cpu" and x.dtype in _SUFFIXES and not missing()
+
+
+def call(name: str, *arguments: Argument) -> None:
+    """Calls a kernel of the first tensor's type, with torch's number of threads.
+
+    Tensors, or lists of them for arrays of pointers, have to be contiguous; None is a null pointer, an integer an
+    int64_t, a float a double.
+    """
+    library = _library()
+    assert isinstance(library, ctypes.CDLL)
+    tensors = [tensor for argument in arguments if isinstance(argument, (torch.Tensor, list))
+               for tensor in (argument if isinstance(argument, list) else [argument])]
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    form = getattr(library, f"{name}_{_SUFFIXES[tensors[0].dtype]}")
+    form.restype = None
+    form(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _as_c(argument: Argument) -> object:
+    if argument is None:
+        return ctypes.c_void_p(None)
+    if isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    return (ctypes.c_void_p * len(argument))(*(tensor.data_ptr() for tensor in argument))

@@ -1,0 +1,112 @@
+"""Noise, batch normalisation with gain and bias, and the gated linear unit of FastGAN's blocks, in two passes.
+
+    x' = x + weight · noise
+    u  = gain · (x' − mean) / √(variance + ε) + bias
+    y  = u[:, :C/2] · sigmoid(u[:, C/2:])
+
+In torch's operations (`plain`) these are seven passes over the largest maps of a generator, and ten backward. Here mean
+and variance are one pass, y is another one; backward, the sums that the gradients of gain, bias, mean and variance
+consist of, and the gradient of x. Only x and the noise are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pg_modules import kernels
+from pg_modules.batch_norm import BatchNorm2d, channels_last
+
+PARTS = 64  # of a batch, whose sums are made at a time
+
+
+def plain(x: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor | None, gain: torch.Tensor,
+          bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """y ``[N, C/2, H, W]``, by the moments of the batch, in torch's operations. Arguments as of `norm_gate`."""
+    if noise is not None and weight is not None:
+        x = x + weight * noise
+    u = F.batch_norm(x, None, None, training=True, eps=eps)
+    return F.glu(u * gain[:, :, None, None] + bias[:, :, None, None], dim=1)
+
+
+def usable(norm: BatchNorm2d, x: torch.Tensor) -> bool:
+    """Whether `norm_gate` takes maps like `x`: with the channels last, where there are kernels, in training."""
+    return type(norm) is BatchNorm2d and norm.training and channels_last(x) and kernels.usable(x)
+
+
+def norm_gate(norm: BatchNorm2d, x: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor | None,
+              gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Gated maps ``[N, C/2, H, W]`` of `usable` ones ``[N, C, H, W]``; running moments of `norm` follow.
+
+    ``noise [N, 1, H, W]`` and its ``weight [1]``, or None. ``gain`` and ``bias [N, C]`` or ``[1, C]``, in place of what
+    `norm` has. Differentiable as often as wanted, except by the noise.
+    """
+    y, mean, var = _NormGate.apply(x, noise, weight, gain, bias, norm.eps)
+    norm.follow(mean, var, x.numel() // x.shape[1])
+    return y
+
+
+class _NormGate(torch.autograd.Function):
+    """Returns the moments of x', too, without gradient. Differentiated again, its backward pass is that of `plain`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor | None, gain: torch.Tensor,
+                bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        n, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
+        rows, factor = x.permute(0, 2, 3, 1), 0.0 if weight is None else weight.item()
+        noise = None if noise is None else noise.to(x.dtype).contiguous()
+        sums = _sums(n, channels)
+        kernels.call("moments", rows, noise, factor, sums, n, pixels, channels, sums.shape[1])
+        first = rows[0, 0, 0].double() + (0 if noise is None else factor * noise.flatten()[0].double())
+        away, squares = sums.sum((0, 1)) / (n * pixels)
+        mean, var = (first + away).to(x.dtype), squares - away.square()
+        scale = (var.clamp_min(0) + eps).rsqrt()
+        factors, biases = (gain * scale).to(x.dtype), bias.to(x.dtype).contiguous()
+        y = x.new_empty(n, *rows.shape[1:3], channels // 2)
+        kernels.call("norm_gate", rows, noise, factor, mean, factors, biases, int(len(factors) == 1), y, n, pixels,
+                     channels // 2)
+        ctx.save_for_backward(x, noise, weight, gain, bias, mean, scale, factors)
+        ctx.eps = eps
+        moments = mean, var.to(x.dtype)
+        ctx.mark_non_differentiable(*moments)
+        return y.permute(0, 3, 1, 2), *moments
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, noise, weight, gain, bias, mean, scale, factors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(ctx, grads[0])
+        n, half, pixels = x.shape[0], x.shape[1] // 2, x.shape[2:].numel()
+        of_y = grads[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        common = (x.permute(0, 2, 3, 1), noise, 0.0 if weight is None else weight.item(), mean, factors,
+                  bias.to(x.dtype).contiguous(), int(len(factors) == 1), of_y)
+        sums = _sums(n, x.shape[1])
+        kernels.call("gate_sums", *common, sums, n, pixels, half, sums.shape[1])
+        of_bias, of_factors = sums.sum(1).unbind(1)  # [N, C] each
+        # By way of mean and variance (Ioffe and Szegedy 2015, section 3).
+        constants = -scale * (gain * of_bias).sum(0) / (n * pixels)
+        slopes = -scale.pow(3) * (gain * of_factors).sum(0) / (n * pixels)
+        of_x, of_weight = torch.empty_like(x), x.new_empty(n, sums.shape[1], dtype=torch.double)
+        kernels.call("gate_backward", *common, constants.to(x.dtype), slopes.to(x.dtype), of_x.permute(0, 2, 3, 1),
+                     of_weight, n, pixels, half, sums.shape[1])
+        of_gain = of_factors * scale
+        if len(gain) == 1:
+            of_gain, of_bias = of_gain.sum(0, keepdim=True), of_bias.sum(0, keepdim=True)
+        return (of_x, None, None if weight is None else of_weight.sum().to(weight).view_as(weight), of_gain.to(gain),
+                of_bias.to(bias), None)
+
+
+def _sums(n: int, channels: int) -> torch.Tensor:
+    """Room for two sums of every channel over the parts of `n` samples."""
+    return torch.empty(n, max(PARTS // n, 1), 2, channels, dtype=torch.double)
+
+
+def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The gradients with a graph of their own."""
+    x, noise, weight, gain, bias, *_ = ctx.saved_tensors
+    wanted = [t for t, need in zip((x, weight, gain, bias), (ctx.needs_input_grad[k] for k in (0, 2, 3, 4)), strict=True)
+              if need]
+    found = iter(torch.autograd.grad(plain(x, noise, weight, gain, bias, ctx.eps), wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in ctx.needs_input_grad)

@@ -1,0 +1,46 @@
+"""F(4×4, 3×3) of `pg_modules.winograd` with its sums from `pg_modules.kernels`, one pass each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from pg_modules import kernels
+from pg_modules.winograd_tiles import AXES
+
+AT_ONCE = 512  # tiles of 16 pixels
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As `pg_modules.winograd.convolve`, m = 4."""
+    _, height, width, channels = x.shape
+    out = len(weight)
+    of_tiles = (AXES[4].kernels_of_both().to(weight) @ weight.reshape(-1, 9).t()).view(36, out, channels)
+    y = x.new_empty(*x.shape[:3], out)
+    for first, end in _tiles(x):
+        terms = x.new_empty(36, end - first, channels)
+        kernels.call("winograd_inputs", x, terms, first, end, height, width, channels)
+        products = torch.bmm(terms, of_tiles.transpose(1, 2))
+        kernels.call("winograd_outputs", products, y, first, end, height, width, out)
+    return y
+
+
+def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As `pg_modules.winograd.weight_gradient`, m = 4."""
+    _, height, width, channels = x.shape
+    out = len(weight)
+    totals = weight.new_zeros(36, out, channels)
+    for first, end in _tiles(x):
+        inputs, gradients = x.new_empty(36, end - first, channels), x.new_empty(36, end - first, out)
+        kernels.call("winograd_inputs", x, inputs, first, end, height, width, channels)
+        kernels.call("winograd_gradients", grad, gradients, first, end, height, width, out)
+        totals.baddbmm_(gradients.transpose(1, 2), inputs)
+    return (totals.view(36, -1).t() @ AXES[4].taps_of_both().to(weight)).view_as(weight)
+
+
+def _tiles(x: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of the tiles of ``[N, H, W, C]``, counted over rows and columns of all images."""
+    total = len(x) * -(-x.shape[1] // 4) * -(-x.shape[2] // 4)
+    for first in range(0, total, AT_ONCE):
+        yield first, min(first + AT_ONCE, total)
