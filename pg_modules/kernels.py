@@ -71,3 +71,17 @@ def _as_c(argument: Argument) -> object:
     if isinstance(argument, float):
         return ctypes.c_double(argument)
     return (ctypes.c_void_p * len(argument))(*(tensor.data_ptr() for tensor in argument))
+
+
+def kernels_of_taps(matrix: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``[K, out, in]``: ``matrix [K, 9]`` times the taps of ``weight [out, in, 3, 3]``."""
+    made = weight.new_empty(len(matrix), *weight.shape[:2])
+    call("kernels_of_taps", weight.contiguous(), matrix.to(weight).contiguous(), made, len(matrix), made[0].numel())
+    return made
+
+
+def taps_of_kernels(matrix: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """``[out, in, 3, 3]``, from gradients of what `kernels_of_taps` made that of the weight."""
+    weight = kernels.new_empty(*kernels.shape[1:], 3, 3)
+    call("taps_of_kernels", kernels, matrix.to(kernels).contiguous(), weight, len(matrix), kernels[0].numel())
+    return weight

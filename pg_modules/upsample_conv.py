@@ -77,6 +77,6 @@ class _FewerProducts(torch.autograd.Function):
 
 
 def _products(x: torch.Tensor, weight: torch.Tensor, step: int) -> Products:
-    if step == 2 and x.dtype == weight.dtype and kernels.usable(x):
-        return KernelProducts((x.shape[2], x.shape[3]), weight)
+    if x.dtype == weight.dtype and kernels.usable(x):
+        return KernelProducts((x.shape[2], x.shape[3]), weight, step)
     return Products((x.shape[2], x.shape[3]), weight, x.dtype, step)

@@ -89,7 +89,7 @@ class Products:
         for strip in self._strips(len(x)):
             terms = self._gradient_terms(grad, strip)
             if needs_weight:
-                for own, theirs, total in zip(flat(terms), flat(self._input_terms(x, strip)), flat(totals),
+                for own, theirs, total in zip(_flat(terms), _flat(self._input_terms(x, strip)), _flat(totals),
                                               strict=True):
                     add_product(total, own.t(), theirs)
             if grad_x is not None:
@@ -176,7 +176,7 @@ class Products:
                        v:v + step * (columns - 1) + 1:step].add_(part)
 
 
-def flat(table: Table) -> list[torch.Tensor]:
+def _flat(table: Table) -> list[torch.Tensor]:
     return [entry for row in table for entry in row]
 
 

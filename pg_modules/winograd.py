@@ -62,9 +62,13 @@ class _Winograd(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *differentiable_gradients(_plain, x, weight, grads[0], (needs_x, needs_weight)), None
         grad = grads[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        of_x = convolve(grad, weight.flip(2, 3).transpose(0, 1), ctx.m).permute(0, 3, 1, 2) if needs_x else None
+        of_x = input_gradient(grad, weight, ctx.m).permute(0, 3, 1, 2) if needs_x else None
         of_weight = weight_gradient(x.permute(0, 2, 3, 1), grad, weight, ctx.m) if needs_weight else None
         return of_x, of_weight, None
+
+
+def _kernels_usable(x: torch.Tensor, weight: torch.Tensor, m: int) -> bool:
+    return m == 4 and x.dtype == weight.dtype and kernels.usable(x)
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
@@ -72,7 +76,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
 
     m: side of the tiles, 2 or 4.
     """
-    if m == 4 and x.dtype == weight.dtype and kernels.usable(x):
+    if _kernels_usable(x, weight, m):
         return winograd_kernels.convolve(x, weight)
     axis = AXES[m]
     of_tiles = (axis.kernels_of_both().to(weight) @ weight.reshape(-1, 9).t()).to(x.dtype)
@@ -91,9 +95,16 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
     return y
 
 
+def input_gradient(grad: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
+    """The gradient of x ``[N, H, W, in]`` from that of the output: the convolution with the weight turned by 180°."""
+    if _kernels_usable(grad, weight, m):
+        return winograd_kernels.input_gradient(grad, weight)
+    return convolve(grad, weight.flip(2, 3).transpose(0, 1), m)
+
+
 def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, m: int) -> torch.Tensor:
     """The gradient of `weight`, in its type, from that of the output ``[N, H, W, out]``."""
-    if m == 4 and x.dtype == weight.dtype and kernels.usable(x):
+    if _kernels_usable(x, weight, m):
         return winograd_kernels.weight_gradient(x, grad, weight)
     axis = AXES[m]
     totals = weight.new_zeros(m + 2, m + 2, *weight.shape[:2])

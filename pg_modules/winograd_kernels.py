@@ -13,21 +13,29 @@ AT_ONCE = 512  # tiles of 16 pixels
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As `pg_modules.winograd.convolve`, m = 4."""
+    """As `pg_modules.winograd.convolve`, m = 4; contiguous maps."""
+    return _convolve(x, kernels.kernels_of_taps(AXES[4].kernels_of_both(), weight).transpose(1, 2))
+
+
+def input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """That of x ``[N, H, W, in]`` from that of the output: the convolution with the weight turned and transposed."""
+    return _convolve(grad, kernels.kernels_of_taps(AXES[4].kernels_of_both().flip(1), weight))
+
+
+def _convolve(x: torch.Tensor, of_tiles: torch.Tensor) -> torch.Tensor:
+    """With kernels ``[36, in, out]``."""
     _, height, width, channels = x.shape
-    out = len(weight)
-    of_tiles = (AXES[4].kernels_of_both().to(weight) @ weight.reshape(-1, 9).t()).view(36, out, channels)
+    out = of_tiles.shape[2]
     y = x.new_empty(*x.shape[:3], out)
     for first, end in _tiles(x):
         terms = x.new_empty(36, end - first, channels)
         kernels.call("winograd_inputs", x, terms, first, end, height, width, channels)
-        products = torch.bmm(terms, of_tiles.transpose(1, 2))
-        kernels.call("winograd_outputs", products, y, first, end, height, width, out)
+        kernels.call("winograd_outputs", terms @ of_tiles, y, first, end, height, width, out)
     return y
 
 
 def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As `pg_modules.winograd.weight_gradient`, m = 4."""
+    """As `pg_modules.winograd.weight_gradient`, m = 4; contiguous maps."""
     _, height, width, channels = x.shape
     out = len(weight)
     totals = weight.new_zeros(36, out, channels)
@@ -36,7 +44,7 @@ def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -
         kernels.call("winograd_inputs", x, inputs, first, end, height, width, channels)
         kernels.call("winograd_gradients", grad, gradients, first, end, height, width, out)
         totals.baddbmm_(gradients.transpose(1, 2), inputs)
-    return (totals.view(36, -1).t() @ AXES[4].taps_of_both().to(weight)).view_as(weight)
+    return kernels.taps_of_kernels(AXES[4].taps_of_both(), totals)
 
 
 def _tiles(x: torch.Tensor) -> Iterator[tuple[int, int]]:

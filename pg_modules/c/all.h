@@ -1,3 +1,4 @@
+#include "taps.h"
 #include "winograd.h"
 #include "upsample.h"
 #include "norm_gate.h"

@@ -1,20 +1,23 @@
-/* Step 2 of pg_modules/upsample_products.py: around every other pixel i of an axis four outputs, 2i - 1 to 2i + 2, from
- * five products, two of x[i-1] - x[i], one of x[i], two of x[i+1] - x[i].
+/* pg_modules/upsample_products.py with step 1 or 2: around every step-th pixel i of an axis 2 step outputs, from
+ * 2 step + 1 products, the first ones of x[i-1] - x[i], one of x[i], the last ones of x[i+1] - x[i].
  *
- * Maps are [N, H, W, C] before the enlargement. Centres, (H/2 + 1) (W/2 + 1) of them per image, are counted over rows
- * and columns of all images; `first` to `end` of them are worked on. Terms and products of the input terms u of rows and
- * v of columns, 0 to 2, are table[3 u + v]. Of inputs they are [centres, C], of outputs [centres, a, b, C], where a is 2
- * for the first and last u, else 1, and b so for v. */
+ * Maps are [N, H, W, C] before the enlargement. Centres i are counted over rows and columns of all images; `first` to
+ * `end` of them are worked on. Terms and products of the input terms u of rows and v of columns, 0 to 2, are
+ * table[3 u + v]. Of inputs they are [centres, C], of outputs [centres, a, b, C], where a is `step` for the first and
+ * last u, else 1, and b so for v. */
 
+#ifndef CENTRES
+#define CENTRES(side) (step == 1 ? (side) : (side) / 2 + 1)
+#endif
 
 /* x[i-1] - x[i], x[i], x[i+1] - x[i] of rows and columns of x; zeros lie outside. */
-void NAME(upsample_inputs)(const REAL *x, REAL *const terms[9], int64_t first, int64_t end, int64_t H, int64_t W,
-                           int64_t C, int threads)
+void NAME(upsample_inputs)(REAL *const terms[9], const REAL *x, int64_t step, int64_t first, int64_t end, int64_t H,
+                           int64_t W, int64_t C, int threads)
 {
-    int64_t rows = H / 2 + 1, columns = W / 2 + 1;
+    int64_t rows = CENTRES(H), columns = CENTRES(W);
 #pragma omp parallel for num_threads(threads)
     for (int64_t centre = first; centre < end; centre++) {
-        int64_t image = centre / (rows * columns), row = centre / columns % rows * 2, column = centre % columns * 2;
+        int64_t image = centre / (rows * columns), row = centre / columns % rows * step, column = centre % columns * step;
         for (int64_t start = 0; start < C; start += CHUNK) {
             int n = (int)smaller(CHUNK, C - start);
             REAL of_rows[3][3][CHUNK];
@@ -47,22 +50,22 @@ void NAME(upsample_inputs)(const REAL *x, REAL *const terms[9], int64_t first, i
 }
 
 /* The four outputs of rows and columns around every centre, to y [N, 2H, 2W, C]. */
-void NAME(upsample_outputs)(REAL *const products[9], REAL *y, int64_t first, int64_t end, int64_t H, int64_t W,
-                            int64_t C, int threads)
+void NAME(upsample_outputs)(REAL *const products[9], REAL *y, int64_t step, int64_t first, int64_t end, int64_t H,
+                            int64_t W, int64_t C, int threads)
 {
-    int64_t rows = H / 2 + 1, columns = W / 2 + 1;
+    int64_t rows = CENTRES(H), columns = CENTRES(W);
 #pragma omp parallel for num_threads(threads)
     for (int64_t centre = first; centre < end; centre++) {
-        int64_t image = centre / (rows * columns), top = centre / columns % rows * 4 - 1;
-        int64_t left = centre % columns * 4 - 1, k = centre - first;
-        for (int a = 0; a < 4; a++)
-            for (int b = 0; b < 4; b++) {
+        int64_t image = centre / (rows * columns), top = centre / columns % rows * 2 * step + 1 - step;
+        int64_t left = centre % columns * 2 * step + 1 - step, k = centre - first;
+        for (int64_t a = 0; a < 2 * step; a++)
+            for (int64_t b = 0; b < 2 * step; b++) {
                 if (top + a < 0 || top + a >= 2 * H || left + b < 0 || left + b >= 2 * W)
                     continue;
-                int u = a / 2 * 2, v = b / 2 * 2;
-                const REAL *both = products[3 * u + v] + (4 * k + 2 * (a % 2) + b % 2) * C;
-                const REAL *row = products[3 * u + 1] + (2 * k + a % 2) * C;
-                const REAL *column = products[3 + v] + (2 * k + b % 2) * C, *own = products[4] + k * C;
+                int64_t u = a / step * 2, v = b / step * 2, of_row = a % step, of_column = b % step;
+                const REAL *both = products[3 * u + v] + ((k * step + of_row) * step + of_column) * C;
+                const REAL *row = products[3 * u + 1] + (k * step + of_row) * C;
+                const REAL *column = products[3 + v] + (k * step + of_column) * C, *own = products[4] + k * C;
                 REAL *restrict place = y + ((image * 2 * H + top + a) * 2 * W + left + b) * C;
 #pragma omp simd
                 for (int64_t c = 0; c < C; c++)
@@ -71,68 +74,61 @@ void NAME(upsample_outputs)(REAL *const products[9], REAL *y, int64_t first, int
     }
 }
 
-/* From the gradient g [N, 2H, 2W, C] of y that of the products: outputs' own, and their sums. */
-void NAME(upsample_gradients)(const REAL *g, REAL *const terms[9], int64_t first, int64_t end, int64_t H, int64_t W,
-                              int64_t C, int threads)
+/* own = p, sums += p, of_columns += p; sums start with p where `fresh`. */
+static inline void NAME(share)(const REAL *p, REAL *restrict own, REAL *restrict sums, REAL *restrict of_columns,
+                               int fresh, int n)
 {
-    int64_t rows = H / 2 + 1, columns = W / 2 + 1;
+#pragma omp simd
+    for (int c = 0; c < n; c++) {
+        REAL value = p[c];
+        own[c] = value;
+        sums[c] = fresh ? value : sums[c] + value;
+        of_columns[c] += value;
+    }
+}
+
+/* From the gradient g [N, 2H, 2W, C] of y that of the products: outputs' own, and their sums. */
+void NAME(upsample_gradients)(REAL *const terms[9], const REAL *g, int64_t step, int64_t first, int64_t end, int64_t H,
+                              int64_t W, int64_t C, int threads)
+{
+    int64_t rows = CENTRES(H), columns = CENTRES(W);
 #pragma omp parallel for num_threads(threads)
     for (int64_t centre = first; centre < end; centre++) {
-        int64_t image = centre / (rows * columns), top = centre / columns % rows * 4 - 1;
-        int64_t left = centre % columns * 4 - 1, k = centre - first;
+        int64_t image = centre / (rows * columns), top = centre / columns % rows * 2 * step + 1 - step;
+        int64_t left = centre % columns * 2 * step + 1 - step, k = centre - first;
         for (int64_t start = 0; start < C; start += CHUNK) {
             int n = (int)smaller(CHUNK, C - start);
-            REAL of_columns[4][CHUNK]; /* sums over rows */
-            for (int b = 0; b < 4; b++)
-                for (int c = 0; c < n; c++)
-                    of_columns[b][c] = 0;
-            for (int a = 0; a < 4; a++) {
-                int u = a / 2 * 2;
-                const REAL *p[4];
-                for (int b = 0; b < 4; b++) {
+            REAL of_columns[4][CHUNK] = {{0}}, spare[CHUNK] = {0}; /* sums over rows */
+            for (int64_t a = 0; a < 2 * step; a++) {
+                int64_t u = a / step * 2;
+                REAL *sums = terms[3 * u + 1] + (k * step + a % step) * C + start;
+                for (int64_t b = 0; b < 2 * step; b++) {
                     int inside = top + a >= 0 && top + a < 2 * H && left + b >= 0 && left + b < 2 * W;
-                    p[b] = inside ? g + ((image * 2 * H + top + a) * 2 * W + left + b) * C + start : NAME(nothing);
-                }
-                REAL *restrict first_two = terms[3 * u] + (4 * k + 2 * (a % 2)) * C + start;
-                REAL *restrict last_two = terms[3 * u + 2] + (4 * k + 2 * (a % 2)) * C + start;
-                REAL *restrict sums = terms[3 * u + 1] + (2 * k + a % 2) * C + start;
-#pragma omp simd
-                for (int c = 0; c < n; c++) {
-                    first_two[c] = p[0][c];
-                    first_two[C + c] = p[1][c];
-                    last_two[c] = p[2][c];
-                    last_two[C + c] = p[3][c];
-                    sums[c] = (p[0][c] + p[1][c]) + (p[2][c] + p[3][c]);
-                    of_columns[0][c] += p[0][c];
-                    of_columns[1][c] += p[1][c];
-                    of_columns[2][c] += p[2][c];
-                    of_columns[3][c] += p[3][c];
+                    const REAL *p = NAME(nothing);
+                    if (inside)
+                        p = g + ((image * 2 * H + top + a) * 2 * W + left + b) * C + start;
+                    REAL *own = terms[3 * u + b / step * 2] + ((k * step + a % step) * step + b % step) * C + start;
+                    NAME(share)(p, own, sums, of_columns[b], b == 0, n);
                 }
             }
-            REAL *restrict first_two = terms[3] + 2 * k * C + start, *restrict last_two = terms[5] + 2 * k * C + start;
-            REAL *restrict sums = terms[4] + k * C + start;
-#pragma omp simd
-            for (int c = 0; c < n; c++) {
-                first_two[c] = of_columns[0][c];
-                first_two[C + c] = of_columns[1][c];
-                last_two[c] = of_columns[2][c];
-                last_two[C + c] = of_columns[3][c];
-                sums[c] = (of_columns[0][c] + of_columns[1][c]) + (of_columns[2][c] + of_columns[3][c]);
+            for (int64_t b = 0; b < 2 * step; b++) {
+                REAL *own = terms[3 + b / step * 2] + (k * step + b % step) * C + start;
+                NAME(share)(of_columns[b], own, terms[4] + k * C + start, spare, b == 0, n);
             }
         }
     }
 }
 
 /* Adds the gradients of the input terms to those of x, which overlap: threads share out channels. */
-void NAME(upsample_scatter)(REAL *const terms[9], REAL *grad_x, int64_t first, int64_t end, int64_t H, int64_t W,
-                            int64_t C, int threads)
+void NAME(upsample_scatter)(REAL *const terms[9], REAL *grad_x, int64_t step, int64_t first, int64_t end, int64_t H,
+                            int64_t W, int64_t C, int threads)
 {
-    int64_t rows = H / 2 + 1, columns = W / 2 + 1, wide = 32;
+    int64_t rows = CENTRES(H), columns = CENTRES(W), wide = 32;
 #pragma omp parallel for num_threads(threads)
     for (int64_t start = 0; start < C; start += wide) {
         int n = (int)smaller(wide, C - start);
         for (int64_t centre = first; centre < end; centre++) {
-            int64_t image = centre / (rows * columns), row = centre / columns % rows * 2, column = centre % columns * 2;
+            int64_t image = centre / (rows * columns), row = centre / columns % rows * step, column = centre % columns * step;
             int64_t place = (centre - first) * C + start;
             for (int u = 0; u < 3; u++)
                 for (int v = 0; v < 3; v++) {
