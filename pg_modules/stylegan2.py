@@ -141,6 +141,8 @@ class SynthesisBlock(nn.Module):
         else:
             assert self.const is not None
             x = self.const.expand(len(ws[0]), -1, -1, -1)
+            if x.device.type == "cpu":
+                x = x.contiguous(memory_format=torch.channels_last)  # what follows keeps it (`conv3x3`)
         if self.scale_shift is not None:
             x = self.scale_shift(x, h_hat)
         x = self.conv1(x, ws[-2], noise)

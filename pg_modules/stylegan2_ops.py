@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pg_modules.winograd import conv3x3
+
 # Gain of each activation that keeps unit variance.
 ACTIVATION_GAINS = {"linear": 1.0, "lrelu": math.sqrt(2)}
 
@@ -150,7 +152,7 @@ def modulated_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, 
     """
     x = x * styles.to(x.dtype)[:, :, None, None]
     if fir is None:
-        x = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+        x = conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight)
     else:
         x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
         x = upfirdn2d(x, fir, padding=1, gain=4)
