@@ -1,7 +1,7 @@
-"""The C kernels of `pg_modules/c`, which make in one pass what takes torch many, where this machine can compile them.
+"""The C kernels of `pg_modules/c`, where this machine can compile them: in one pass what takes torch many.
 
-Nothing needs them: `pg_modules.winograd`, `pg_modules.upsample_products` and `pg_modules.norm_gate` have the same sums in
-torch's operations. ``DICGAN_KERNELS=off`` does without.
+Nothing needs them: `pg_modules.winograd_sums`, `pg_modules.upsample_products` and `pg_modules.norm_gate` have the same
+in torch's operations. ``DICGAN_KERNELS=off`` does without.
 """
 
 from __future__ import annotations

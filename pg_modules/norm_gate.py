@@ -106,7 +106,7 @@ def _sums(n: int, channels: int) -> torch.Tensor:
 def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """The gradients with a graph of their own."""
     x, noise, weight, gain, bias, *_ = ctx.saved_tensors
-    wanted = [t for t, need in zip((x, weight, gain, bias), (ctx.needs_input_grad[k] for k in (0, 2, 3, 4)), strict=True)
-              if need]
+    places = {0: x, 2: weight, 3: gain, 4: bias}
+    wanted = [tensor for place, tensor in places.items() if ctx.needs_input_grad[place]]
     found = iter(torch.autograd.grad(plain(x, noise, weight, gain, bias, ctx.eps), wanted, grad, create_graph=True))
     return tuple(next(found) if need else None for need in ctx.needs_input_grad)

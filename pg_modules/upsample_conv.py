@@ -12,21 +12,22 @@ from pg_modules.strips import differentiable_gradients
 from pg_modules.upsample_kernels import KernelProducts
 from pg_modules.upsample_products import Products
 
-# From so many pixels per map on, four outputs of a row are made of five products (`Products`, step 2).
-MANY_PIXELS = 32 * 32
-# The fewest products of input and output channels at which sums around the matrix products are paid back, by step,
-# measured on one CPU core (docs/performance.md).
-MIN_CHANNELS = {1: 128 * 128, 2: 64 * 32}
+# From so many pixels per map on, four outputs of a row are made of five products (`Products`, step 2); and the fewest
+# products of input and output channels at which sums around the matrix products are paid back, by step. With kernels
+# and without (docs/performance.md).
+MANY_PIXELS = {True: 16 * 16, False: 32 * 32}
+MIN_CHANNELS = {True: {1: 64 * 128, 2: 64 * 32}, False: {1: 128 * 128, 2: 64 * 32}}
 
 
 def upsample_conv2d(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Nearest ×2, then ``weight [out, in, 3, 3]`` with a margin of one zero: ``[N, in, H, W]`` to ``[N, out, 2H, 2W]``.
 
-    `Products` on CPU where channels are many, else a transposed convolution; the choice depends on nothing but
-    device, channels and size of the map. Follows autocast. Differentiable as often as wanted.
+    `Products` on CPU where channels are many, else a transposed convolution; the choice depends on device, channels
+    and size of the map, and on whether there are kernels. Follows autocast. Differentiable as often as wanted.
     """
-    step = 1 if x.shape[2:].numel() < MANY_PIXELS else 2
-    if x.device.type != "cpu" or weight.shape[:2].numel() < MIN_CHANNELS[step] or x.numel() == 0:
+    fast = kernels.usable(x) and not torch.is_autocast_enabled("cpu")
+    step = 1 if x.shape[2:].numel() < MANY_PIXELS[fast] else 2
+    if x.device.type != "cpu" or weight.shape[:2].numel() < MIN_CHANNELS[fast][step] or x.numel() == 0:
         return transposed_form(x, weight)
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))

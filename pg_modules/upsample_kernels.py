@@ -57,13 +57,13 @@ class KernelProducts(Products):
 
     @functools.cached_property
     def _matrix(self) -> torch.Tensor:
-        """What makes the kernels of nine taps, ``[(2 step + 1)², 9]``: those of corners, then sides, then the centre."""
+        """What makes the kernels of nine taps, ``[(2 step + 1)², 9]``: corners, then sides, then the centre."""
         sizes = [rows * columns for rows in self.counts for columns in self.counts]
         parts = self._both.split(sizes)
         return torch.cat([parts[place] for place in _CORNERS + _SIDES + _CENTRE])
 
     def _by_place(self, of_kernels: torch.Tensor) -> list[torch.Tensor]:
-        """Of kernels ``[(2 step + 1)², out, in]`` those of each term, one above the other, ``[4 or 1, count · out, in]``."""
+        """Of kernels ``[(2 step + 1)², out, in]`` those of each term together, ``[4 or 1, count · out, in]``."""
         parts = of_kernels.split([4 * self.counts_of[0], 4 * self.counts_of[1], 1])
         return [part.view(-1, count * part.shape[1], part.shape[2])
                 for part, count in zip(parts, self.counts_of, strict=True)]

@@ -1,4 +1,4 @@
-"""F(4×4, 3×3) of `pg_modules.winograd` with its sums from `pg_modules.kernels`, one pass each."""
+"""`pg_modules.winograd_sums` with its sums from `pg_modules.kernels`, one pass each."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import torch
 
 from pg_modules import kernels
-from pg_modules.winograd_tiles import AXES
+from pg_modules.winograd_sums import TO_KERNELS, TO_TAPS
 
 AT_ONCE = 512  # tiles of 16 pixels
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As `pg_modules.winograd.convolve`, m = 4; contiguous maps."""
-    return _convolve(x, kernels.kernels_of_taps(AXES[4].kernels_of_both(), weight).transpose(1, 2))
+    """Contiguous ``[N, H, W, in]`` and ``weight [out, in, 3, 3]``, with a margin of one zero, to ``[N, H, W, out]``."""
+    return _convolve(x, kernels.kernels_of_taps(TO_KERNELS, weight).transpose(1, 2))
 
 
 def input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """That of x ``[N, H, W, in]`` from that of the output: the convolution with the weight turned and transposed."""
-    return _convolve(grad, kernels.kernels_of_taps(AXES[4].kernels_of_both().flip(1), weight))
+    return _convolve(grad, kernels.kernels_of_taps(TO_KERNELS.flip(1), weight))
 
 
 def _convolve(x: torch.Tensor, of_tiles: torch.Tensor) -> torch.Tensor:
@@ -34,17 +34,17 @@ def _convolve(x: torch.Tensor, of_tiles: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def weight_gradient(x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As `pg_modules.winograd.weight_gradient`, m = 4; contiguous maps."""
+def weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """That of the weight ``[out, in, 3, 3]`` from x and that of the output ``[N, H, W, out]``."""
     _, height, width, channels = x.shape
-    out = len(weight)
-    totals = weight.new_zeros(36, out, channels)
+    out = grad.shape[3]
+    totals = x.new_zeros(36, out, channels)
     for first, end in _tiles(x):
         inputs, gradients = x.new_empty(36, end - first, channels), x.new_empty(36, end - first, out)
         kernels.call("winograd_inputs", x, inputs, first, end, height, width, channels)
         kernels.call("winograd_gradients", grad, gradients, first, end, height, width, out)
         totals.baddbmm_(gradients.transpose(1, 2), inputs)
-    return kernels.taps_of_kernels(AXES[4].taps_of_both(), totals)
+    return kernels.taps_of_kernels(TO_TAPS, totals)
 
 
 def _tiles(x: torch.Tensor) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pg_modules import upsample_conv, upsample_products, winograd
+from pg_modules import (
+    kernels,
+    upsample_conv,
+    upsample_kernels,
+    upsample_products,
+    winograd,
+    winograd_kernels,
+    winograd_sums,
+)
 from pg_modules.batch_norm import BatchNorm2d, channels_last
 from pg_modules.layers import LARGER, SNConv2d, SNConvTranspose2d, SNLinear, SNUpConv2d, gated
 from pg_modules.upsample_conv import MANY_PIXELS, MIN_CHANNELS, upsample_conv2d
 from pg_modules.upsample_products import Products
 from pg_modules.winograd import conv3x3
-from pg_modules.winograd_tiles import AXES
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -46,20 +52,33 @@ def with_gradients(form: Callable[..., torch.Tensor], x: torch.Tensor, weight: t
     return [y.detach(), *torch.autograd.grad(y, (x, weight), target)]
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def with_kernels(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool:
+    """With kernels, where a compiler is found, and without."""
+    if not request.param:
+        monkeypatch.setattr(kernels, "usable", lambda x: False)
+    elif kernels.missing():
+        pytest.skip(kernels.missing())
+    return request.param
+
+
 @pytest.fixture(params=[1, 2])
-def products(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> pytest.MonkeyPatch:
+def products(with_kernels: bool, monkeypatch: pytest.MonkeyPatch,
+             request: pytest.FixtureRequest) -> pytest.MonkeyPatch:
     """The fast form for any number of channels, of either step."""
-    monkeypatch.setattr(upsample_conv, "MIN_CHANNELS", {1: 1, 2: 1})
-    monkeypatch.setattr(upsample_conv, "MANY_PIXELS", 0 if request.param == 2 else 1 << 30)
+    monkeypatch.setattr(upsample_conv, "MIN_CHANNELS", {True: {1: 1, 2: 1}, False: {1: 1, 2: 1}})
+    pixels = 0 if request.param == 2 else 1 << 30
+    monkeypatch.setattr(upsample_conv, "MANY_PIXELS", {True: pixels, False: pixels})
     return monkeypatch
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 4, 4), (1, 3, 5, 7), (3, 4, 8, 4), (2, 3, 1, 1), (1, 2, 1, 6), (1, 2, 2, 2)])
-@pytest.mark.parametrize("sizes", [{}, {"PIXELS": 30, "BLOCK": 4}, {"PIXELS": 1, "BLOCK": 1}])
+@pytest.mark.parametrize("sizes", [{}, {"PIXELS": 30, "BLOCK": 4, "AT_ONCE": 20},
+                                   {"PIXELS": 1, "BLOCK": 1, "AT_ONCE": 4}])
 def test_products_equal_the_plain_order(products: pytest.MonkeyPatch, shape: tuple[int, ...],
                                         sizes: dict[str, int]) -> None:
     for name, value in sizes.items():
-        products.setattr(upsample_products, name, value)
+        products.setattr(upsample_kernels if name == "AT_ONCE" else upsample_products, name, value)
     x, weight = drawn(shape, 6)
     for ours, theirs in zip(with_gradients(upsample_conv2d, x, weight), with_gradients(plain, x, weight), strict=True):
         assert ours.shape == theirs.shape
@@ -92,10 +111,12 @@ def test_only_gradients_that_are_asked_for(products: pytest.MonkeyPatch) -> None
     expected = torch.autograd.grad(plain(x, weight).square().sum(), (x, weight))
     with products.context() as patched:
         patched.setattr(Products, "_taps", lambda *args: pytest.fail("of a frozen weight"))
+        patched.setattr(kernels, "taps_of_kernels", lambda *args: pytest.fail("of a frozen weight"))
         gradient, = torch.autograd.grad(upsample_conv2d(x, weight.detach()).square().sum(), x)
         assert relative(gradient, expected[0]) < TOLERANCE
     y = upsample_conv2d(x.detach(), weight)
     products.setattr(Products, "_kernels", lambda *args: pytest.fail("of an input without gradient"))
+    products.setattr(kernels, "kernels_of_taps", lambda *args: pytest.fail("of an input without gradient"))
     assert relative(torch.autograd.grad(y.square().sum(), weight)[0], expected[1]) < TOLERANCE
 
 
@@ -111,17 +132,19 @@ def test_products_under_autocast() -> None:
         assert 1e-4 < relative(ours, theirs) < 1e-2  # a few roundings to 8 bits, no more
 
 
-def test_the_form_is_chosen_by_device_channels_and_size() -> None:
+def test_the_form_is_chosen_by_device_channels_and_size(with_kernels: bool) -> None:
+    least, many = MIN_CHANNELS[with_kernels], MANY_PIXELS[with_kernels]
+
     def form(products: int, n: int = 1, side: int = 1) -> str:
         x, weight = torch.zeros(n, 64, side, side), torch.zeros(products // 64, 64, 3, 3, requires_grad=True)
         made = upsample_conv2d(x, weight).grad_fn
         return f"products {made.step}" if "FewerProducts" in type(made).__name__ else type(made).__name__
 
-    assert form(MIN_CHANNELS[1]) == form(MIN_CHANNELS[1], n=3) == "products 1"
-    assert form(MIN_CHANNELS[1] - 64) == "ConvolutionBackward0"
-    side = math.isqrt(MANY_PIXELS)
-    assert form(MIN_CHANNELS[2], side=side) == form(MIN_CHANNELS[1], n=3, side=side) == "products 2"
-    assert form(MIN_CHANNELS[2], n=2, side=side - 1) == form(MIN_CHANNELS[2] - 64, side=side) == "ConvolutionBackward0"
+    assert form(least[1]) == form(least[1], n=3) == "products 1"
+    assert form(least[1] - 64) == "ConvolutionBackward0"
+    side = math.isqrt(many)
+    assert form(least[2], side=side) == form(least[1], n=3, side=side) == "products 2"
+    assert form(least[2], n=2, side=side - 1) == form(least[2] - 64, side=side) == "ConvolutionBackward0"
     x, weight = torch.zeros(2, 128, 4, 3, device="meta"), torch.zeros(128, 128, 3, 3, device="meta")
     assert upsample_conv2d(x, weight).shape == (2, 128, 8, 6)
     assert upsample_conv2d(torch.zeros(0, 128, 4, 3), torch.zeros(128, 128, 3, 3)).shape == (0, 128, 8, 6)
@@ -139,14 +162,14 @@ def test_gates_follow_the_order_in_memory() -> None:
     assert channels_last(gated(y))
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 8, 12), (1, 3, 5, 7), (2, 4, 2, 3), (1, 3, 8, 9)])
-@pytest.mark.parametrize("at_once", [1, 5, 512])
-@pytest.mark.parametrize("m", [2, 4])
-def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], m: int, at_once: int,
+@pytest.mark.parametrize("shape", [(2, 5, 8, 12), (1, 3, 5, 7), (2, 4, 2, 3), (1, 70, 8, 9)])
+@pytest.mark.parametrize("tiles", [1, 5, 512])
+@pytest.mark.usefixtures("with_kernels")
+def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], tiles: int,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", {m: 1})
-    monkeypatch.setattr(winograd, "MANY_PIXELS", 1 if m == 4 else 1000)
-    monkeypatch.setitem(AXES, m, dataclasses.replace(AXES[m], at_once=at_once))
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", {True: {0: 0}, False: {0: 0}})
+    monkeypatch.setattr(winograd_sums, "TILES", tiles)
+    monkeypatch.setattr(winograd_kernels, "AT_ONCE", tiles)
     x, weight = drawn(shape, 6)
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     y = conv3x3(last, weight)
@@ -155,39 +178,43 @@ def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], m: int, a
     expected = with_gradients(lambda x, weight: F.conv2d(x, weight, padding=1), x, weight)
     for ours, theirs in zip(with_gradients(conv3x3, last, weight), expected, strict=True):
         assert relative(ours, theirs) < TOLERANCE
-    small = last.detach()[:1, :, :2, :3].contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert torch.autograd.gradgradcheck(conv3x3, (small, weight.detach().requires_grad_()))
+    small = last.detach()[:1, :3, :2, :3].contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradgradcheck(conv3x3, (small, weight.detach()[:, :3].requires_grad_()))
 
 
-@pytest.mark.parametrize(("m", "most"), [(2, 5e-7), (4, 3e-6)])
-def test_winograd_rounds_little(m: int, most: float) -> None:
+@pytest.mark.usefixtures("with_kernels")
+def test_winograd_rounds_little() -> None:
     rng = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(1, 16, 16, 256, generator=rng), torch.randn(32, 256, 3, 3, generator=rng)
-    wide, wide_weight = x.permute(0, 3, 1, 2).double(), weight.double().requires_grad_()
-    y = F.conv2d(wide, wide_weight, padding=1)
-    assert relative(winograd.convolve(x, weight, m).permute(0, 3, 1, 2), y) < most
-    grad = torch.randn(y.shape, generator=rng)
-    of_weight = winograd.weight_gradient(x, grad.permute(0, 2, 3, 1).contiguous(), weight, m)
-    assert relative(of_weight, torch.autograd.grad(y, wide_weight, grad.double())[0]) < most
+    x, weight = torch.randn(1, 256, 16, 16, generator=rng), torch.randn(32, 256, 3, 3, generator=rng)
+    last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected = with_gradients(lambda x, weight: F.conv2d(x, weight, padding=1), x.double().requires_grad_(),
+                              weight.double().requires_grad_())
+    y = conv3x3(last, weight.requires_grad_())
+    assert type(y.grad_fn).__name__ == "_WinogradBackward"
+    for ours, theirs in zip(with_gradients(conv3x3, last, weight), expected, strict=True):
+        assert relative(ours, theirs) < 3e-6
 
 
-@pytest.mark.parametrize(("m", "side", "outputs"), [(2, 4, 256), (4, 16, 64)])
-def test_winograd_is_chosen_by_channels_layout_and_type(m: int, side: int, outputs: int,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "AXES", {m: AXES[m]})
+@pytest.mark.parametrize("place", [0, 1])
+def test_winograd_is_chosen_by_channels_pixels_layout_and_type(place: int, with_kernels: bool) -> None:
+    limits = list(winograd.MIN_CHANNELS[with_kernels].items())
+    if place == len(limits):
+        pytest.skip("one limit without kernels")
+    pixels, least = limits[place]
+    side = math.isqrt(pixels)
 
-    def form(channels: int, dtype: torch.dtype, order: torch.memory_format) -> str:
+    def form(channels: int, dtype: torch.dtype, order: torch.memory_format, side: int = side) -> str:
         x = torch.zeros(1, channels, side, side, dtype=dtype).contiguous(memory_format=order)
-        weight = torch.zeros(outputs, channels, 3, 3, dtype=dtype, requires_grad=True)
+        weight = torch.zeros(least // 32, channels, 3, 3, dtype=dtype, requires_grad=True)
         return type(conv3x3(x, weight).grad_fn).__name__
 
     last = torch.channels_last
-    assert form(128, torch.float32, last) == form(128, torch.float64, last) == "_WinogradBackward"
-    plain = {form(127, torch.float32, last), form(128, torch.bfloat16, last),
-             form(128, torch.float32, torch.contiguous_format)}
+    assert form(32, torch.float32, last) == form(32, torch.float64, last) == "_WinogradBackward"
+    plain = {form(31, torch.float32, last), form(32, torch.bfloat16, last),
+             form(32, torch.float32, torch.contiguous_format), form(32, torch.float32, last, 7)}
     assert plain == {"ConvolutionBackward0"}
     with torch.autocast("cpu", torch.bfloat16):
-        assert form(128, torch.float32, last) == "ConvolutionBackward0"
+        assert form(32, torch.float32, last) == "ConvolutionBackward0"
 
 
 @pytest.mark.parametrize("affine", [True, False])
