@@ -32,20 +32,44 @@ def plain(x: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor | No
 
 
 def usable(norm: BatchNorm2d, x: torch.Tensor) -> bool:
-    """Whether `norm_gate` takes maps like `x`: with the channels last, where there are kernels, in training."""
-    return type(norm) is BatchNorm2d and norm.training and channels_last(x) and kernels.usable(x)
+    """Whether `norm_gate` takes maps like `x`: with the channels last, where there are kernels.
+
+    In evaluation mode without gradients only.
+    """
+    known = norm.training or not torch.is_grad_enabled()
+    return known and type(norm) is BatchNorm2d and channels_last(x) and kernels.usable(x)
 
 
 def norm_gate(norm: BatchNorm2d, x: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor | None,
               gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Gated maps ``[N, C/2, H, W]`` of `usable` ones ``[N, C, H, W]``; running moments of `norm` follow.
+    """Gated maps ``[N, C/2, H, W]`` of `usable` ones ``[N, C, H, W]``; in training, running moments of `norm` follow.
 
     ``noise [N, 1, H, W]`` and its ``weight [1]``, or None. ``gain`` and ``bias [N, C]`` or ``[1, C]``, in place of what
     `norm` has. Differentiable as often as wanted, except by the noise.
     """
-    y, mean, var = _NormGate.apply(x, noise, weight, gain, bias, norm.eps)
-    norm.follow(mean, var, x.numel() // x.shape[1])
-    return y
+    noise = None if noise is None else noise.to(x.dtype).contiguous()
+    if norm.training:
+        y, mean, var = _NormGate.apply(x, noise, weight, gain, bias, norm.eps)
+        norm.follow(mean, var, x.numel() // x.shape[1])
+        return y
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factors = gain * (norm.running_var + norm.eps).rsqrt()
+    return _gated(x, noise, _number(weight), norm.running_mean.to(x.dtype), factors.to(x.dtype), bias.to(x.dtype))
+
+
+def _number(weight: torch.Tensor | None) -> float:
+    return 0.0 if weight is None else weight.item()
+
+
+def _gated(x: torch.Tensor, noise: torch.Tensor | None, weight: float, mean: torch.Tensor, factors: torch.Tensor,
+           biases: torch.Tensor) -> torch.Tensor:
+    """y, with factors = gain / √(variance + ε)."""
+    n, channels, height, width = x.shape
+    y = x.new_empty(n, height, width, channels // 2)
+    kernels.call("norm_gate", x.permute(0, 2, 3, 1), noise, weight, mean, factors.contiguous(), biases.contiguous(),
+                 int(len(factors) == 1), y, n, height * width, channels // 2)
+    return y.permute(0, 3, 1, 2)
 
 
 class _NormGate(torch.autograd.Function):
@@ -55,23 +79,18 @@ class _NormGate(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, noise: torch.Tensor | None, weight: torch.Tensor | None, gain: torch.Tensor,
                 bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
-        rows, factor = x.permute(0, 2, 3, 1), 0.0 if weight is None else weight.item()
-        noise = None if noise is None else noise.to(x.dtype).contiguous()
-        sums = _sums(n, channels)
-        kernels.call("moments", rows, noise, factor, sums, n, pixels, channels, sums.shape[1])
-        first = rows[0, 0, 0].double() + (0 if noise is None else factor * noise.flatten()[0].double())
+        number, sums = _number(weight), _sums(x)
+        kernels.call("moments", x.permute(0, 2, 3, 1), noise, number, sums, n, pixels, channels, sums.shape[1])
+        first = x[0, :, 0, 0].double() + (0 if noise is None else number * noise.flatten()[0].double())
         away, squares = sums.sum((0, 1)) / (n * pixels)
         mean, var = (first + away).to(x.dtype), squares - away.square()
         scale = (var.clamp_min(0) + eps).rsqrt()
-        factors, biases = (gain * scale).to(x.dtype), bias.to(x.dtype).contiguous()
-        y = x.new_empty(n, *rows.shape[1:3], channels // 2)
-        kernels.call("norm_gate", rows, noise, factor, mean, factors, biases, int(len(factors) == 1), y, n, pixels,
-                     channels // 2)
+        factors = (gain * scale).to(x.dtype)
         ctx.save_for_backward(x, noise, weight, gain, bias, mean, scale, factors)
         ctx.eps = eps
         moments = mean, var.to(x.dtype)
         ctx.mark_non_differentiable(*moments)
-        return y.permute(0, 3, 1, 2), *moments
+        return _gated(x, noise, number, mean, factors, bias.to(x.dtype)), *moments
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -80,9 +99,9 @@ class _NormGate(torch.autograd.Function):
             return _differentiable(ctx, grads[0])
         n, half, pixels = x.shape[0], x.shape[1] // 2, x.shape[2:].numel()
         of_y = grads[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        common = (x.permute(0, 2, 3, 1), noise, 0.0 if weight is None else weight.item(), mean, factors,
+        common = (x.permute(0, 2, 3, 1), noise, _number(weight), mean, factors.contiguous(),
                   bias.to(x.dtype).contiguous(), int(len(factors) == 1), of_y)
-        sums = _sums(n, x.shape[1])
+        sums = _sums(x)
         kernels.call("gate_sums", *common, sums, n, pixels, half, sums.shape[1])
         of_bias, of_factors = sums.sum(1).unbind(1)  # [N, C] each
         # By way of mean and variance (Ioffe and Szegedy 2015, section 3).
@@ -98,9 +117,9 @@ class _NormGate(torch.autograd.Function):
                 of_bias.to(bias), None)
 
 
-def _sums(n: int, channels: int) -> torch.Tensor:
-    """Room for two sums of every channel over the parts of `n` samples."""
-    return torch.empty(n, max(PARTS // n, 1), 2, channels, dtype=torch.double)
+def _sums(x: torch.Tensor) -> torch.Tensor:
+    """Room for two sums of every channel over the parts of every sample."""
+    return x.new_empty(len(x), max(PARTS // len(x), 1), 2, x.shape[1], dtype=torch.double)
 
 
 def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -64,5 +64,5 @@ def _run(command: list[str]) -> str:
         raise NoLibrary(f"{command[0]}: {error}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise NoLibrary(f"{command[0]}: {lines[0]}")
+        raise NoLibrary(f"{command[0]}: {next((line for line in lines if 'error' in line), lines[0])}")
     return done.stdout

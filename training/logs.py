@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dnnlib import UserError, format_bytes, format_time
 from dnnlib.util import write_error
+from pg_modules import kernels
 from torch_utils.device import device_description
 from torch_utils.rng import generator
 from torch_utils.run_folder import claimed, forget_later
@@ -136,6 +137,14 @@ def save_grid(path: Path, images: torch.Tensor, columns: int = 8) -> None:
         Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(file, format="png")
 
 
+def _about_kernels(device: torch.device) -> str:
+    """On a CPU, whether there are compiled kernels (`pg_modules.kernels`)."""
+    if device.type != "cpu":
+        return ""
+    reason = kernels.missing()
+    return f", slower without C kernels ({reason})" if reason else ", C kernels"
+
+
 def describe(run: RunState) -> str:
     """Lines about networks and machine for the head of the log."""
     def count(net: torch.nn.Module) -> str:
@@ -148,7 +157,7 @@ def describe(run: RunState) -> str:
         f"{', x-flips' if data['mirror'] else ''}{', labels' if data['use_labels'] else ''}",
         f"G:       {run.config['G']['class_name']}, {count(run.G)} parameters",
         f"D:       {run.config['D']['class_name']}, {count(run.D)} parameters (frozen network not counted)",
-        f"Device:  {device_description(run.device)}, amp {run.config['loss']['amp']}",
+        f"Device:  {device_description(run.device)}, amp {run.config['loss']['amp']}{_about_kernels(run.device)}",
     ]
     if encoder:
         lines.insert(2, f"f:       {encoder['class_name']}, latent {'x'.join(map(str, run.G.encoder.latent_shape))}")
