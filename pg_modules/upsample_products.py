@@ -28,7 +28,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pg_modules.strips import Strip, add_product, product, strips, with_zeros
+from pg_modules.strips import Strip, add_product, strips, with_zeros
 
 PIXELS = 8192  # of the input that are worked on at once
 BLOCK = 1 << 15  # weights that are worked on at once
@@ -62,7 +62,7 @@ class Products:
         for strip in self._strips(len(x)):
             terms, parts = self._input_terms(x, strip), []
             for u, rows in enumerate(self.counts):
-                row = [product(terms[u][v], kernels[u][v]).view(-1, rows, columns, self.out)
+                row = [(terms[u][v] @ kernels[u][v].t()).view(-1, rows, columns, self.out)
                        for v, columns in enumerate(self.counts)]
                 row[0] += row[1]
                 row[2] += row[1]

@@ -24,7 +24,7 @@ from math import sqrt
 
 import torch
 
-from pg_modules.strips import Strip, add_product, product, strips, with_zeros
+from pg_modules.strips import Strip, add_product, strips, with_zeros
 
 TILES = 512  # that are worked on at once
 
@@ -46,7 +46,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     for strip in _strips(x):
         images, top, bottom = strip.images, strip.top, strip.bottom
         shape = (-1, bottom - top, -(-x.shape[2] // 4), len(weight))
-        products = [[product(term, kernel).view(shape) for term, kernel in zip(terms, row, strict=True)]
+        products = [[(term @ kernel.t()).view(shape) for term, kernel in zip(terms, row, strict=True)]
                     for terms, row in zip(_input_terms(x[images], top, bottom), kernels, strict=True)]
         of_rows = [_outputs(row) for row in products]
         for j, column in enumerate(zip(*of_rows, strict=True)):
