@@ -16,7 +16,7 @@ from pg_modules.upsample_products import Products
 # products of input and output channels at which sums around the matrix products are paid back, by step. With kernels
 # and without (docs/performance.md).
 MANY_PIXELS = {True: 16 * 16, False: 32 * 32}
-MIN_CHANNELS = {True: {1: 64 * 128, 2: 64 * 32}, False: {1: 128 * 128, 2: 64 * 32}}
+MIN_CHANNELS = {True: {1: 64 * 128, 2: 64 * 32}, False: {1: 128 * 128, 2: 64 * 64}}
 
 
 def upsample_conv2d(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

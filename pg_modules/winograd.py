@@ -14,7 +14,7 @@ from pg_modules.strips import differentiable_gradients
 
 # The fewest products of input and output channels at which sums around the matrix products are paid back, by the fewest
 # pixels of a map; with kernels and without (docs/performance.md).
-MIN_CHANNELS = {True: {16 * 16: 32 * 32, 8 * 8: 512 * 512}, False: {16 * 16: 64 * 128}}
+MIN_CHANNELS = {True: {16 * 16: 32 * 32, 8 * 8: 512 * 512}, False: {16 * 16: 128 * 128}}
 
 
 def conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
