@@ -1,3 +1,4 @@
+/* Included by kernels.c for every REAL, so nothing here has guards. INT is an integer of REAL's size. */
 #include "taps.h"
 #include "winograd.h"
 #include "upsample.h"

@@ -2,7 +2,7 @@
  * last,
  *
  *     x' = x + weight · noise                       noise [N, P], or none
- *     u  = factors · (x' - mean) + biases           mean [2 D]; factors and biases [N, 2 D], or [2 D] where shared is 1
+ *     u  = factors · (x' - mean) + biases           mean [2 D]; factors, biases [N, 2 D], or [2 D] where shared is 1
  *     y  = u[:D] · sigmoid(u[D:])                   [N, P, D]
  *
  * Sums over pixels are made in double, of `parts` parts of every sample, whatever the number of threads. */
@@ -66,7 +66,8 @@ void NAME(norm_gate)(const REAL *x, const REAL *noise, double weight, const REAL
     for (int64_t p = 0; p < N * P; p++) {
         int64_t sample = shared ? 0 : p / P;
         REAL drawn = DRAWN(p), *restrict place = y + p * D;
-        const REAL *left = x + p * 2 * D, *right = left + D, *f = factors + sample * 2 * D, *b = biases + sample * 2 * D;
+        const REAL *left = x + p * 2 * D, *right = left + D;
+        const REAL *f = factors + sample * 2 * D, *b = biases + sample * 2 * D;
 #pragma omp simd
         for (int64_t c = 0; c < D; c++) {
             REAL u = f[c] * (left[c] + drawn - mean[c]) + b[c];
@@ -108,7 +109,8 @@ void NAME(gate_sums)(const REAL *x, const REAL *noise, double weight, const REAL
                 REAL of_u[CHUNK], of_v[CHUNK], left[CHUNK], right[CHUNK];
                 NAME(gate_gradient)(x + p * 2 * D + start, DRAWN(p), mean + start, factors + own + start,
                                     biases + own + start, of_y + p * D + start, D, n, of_u, of_v, left, right);
-                double *restrict s = sum + start, *restrict t = s + D, *restrict q = products + start, *restrict r = q + D;
+                double *restrict s = sum + start, *restrict t = s + D;
+                double *restrict q = products + start, *restrict r = q + D;
 #pragma omp simd
                 for (int c = 0; c < n; c++) {
                     s[c] += of_u[c];

@@ -17,7 +17,8 @@ void NAME(upsample_inputs)(REAL *const terms[9], const REAL *x, int64_t step, in
     int64_t rows = CENTRES(H), columns = CENTRES(W);
 #pragma omp parallel for num_threads(threads)
     for (int64_t centre = first; centre < end; centre++) {
-        int64_t image = centre / (rows * columns), row = centre / columns % rows * step, column = centre % columns * step;
+        int64_t image = centre / (rows * columns);
+        int64_t row = centre / columns % rows * step, column = centre % columns * step;
         for (int64_t start = 0; start < C; start += CHUNK) {
             int n = (int)smaller(CHUNK, C - start);
             REAL of_rows[3][3][CHUNK];
@@ -128,8 +129,8 @@ void NAME(upsample_scatter)(REAL *const terms[9], REAL *grad_x, int64_t step, in
     for (int64_t start = 0; start < C; start += wide) {
         int n = (int)smaller(wide, C - start);
         for (int64_t centre = first; centre < end; centre++) {
-            int64_t image = centre / (rows * columns), row = centre / columns % rows * step, column = centre % columns * step;
-            int64_t place = (centre - first) * C + start;
+            int64_t image = centre / (rows * columns), place = (centre - first) * C + start;
+            int64_t row = centre / columns % rows * step, column = centre % columns * step;
             for (int u = 0; u < 3; u++)
                 for (int v = 0; v < 3; v++) {
                     int64_t h = row - 1 + u, w = column - 1 + v;
