@@ -45,7 +45,8 @@ def ways_of(layer: str, shape: Shape) -> tuple[list[Way], list[torch.Tensor]]:
     import torch
 
     from pg_modules import upsample_conv, winograd
-    from pg_modules.layers import ConditionalNorm, NoiseInjection
+    from pg_modules.conditional_norm import ConditionalNorm
+    from pg_modules.layers import NoiseInjection
 
     n, channels, side, out = shape
     x = torch.randn(n, channels, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -12,9 +12,9 @@ from torch import nn
 import dnnlib
 from dnnlib import UserError
 from pg_modules.batch_norm import channels_last
+from pg_modules.conditional_norm import ConditionalNorm
 from pg_modules.conditions import VectorEmbedding, embed_condition
 from pg_modules.layers import (
-    ConditionalNorm,
     NoiseInjection,
     NoiseSource,
     SNConv2d,

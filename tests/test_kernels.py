@@ -10,7 +10,8 @@ import torch
 from conftest import run_script
 
 from pg_modules import kernels, norm_gate
-from pg_modules.layers import ConditionalNorm, NoiseInjection
+from pg_modules.conditional_norm import ConditionalNorm
+from pg_modules.layers import NoiseInjection
 from pg_modules.winograd import conv3x3
 from torch_utils import c_library
 

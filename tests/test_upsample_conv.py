@@ -185,7 +185,7 @@ def test_winograd_equals_the_plain_convolution(shape: tuple[int, ...], tiles: in
 @pytest.mark.usefixtures("with_kernels")
 def test_winograd_rounds_little() -> None:
     rng = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(1, 256, 16, 16, generator=rng), torch.randn(32, 256, 3, 3, generator=rng)
+    x, weight = torch.randn(1, 256, 16, 16, generator=rng), torch.randn(64, 256, 3, 3, generator=rng)
     last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     expected = with_gradients(lambda x, weight: F.conv2d(x, weight, padding=1), x.double().requires_grad_(),
                               weight.double().requires_grad_())

@@ -8,7 +8,8 @@ import torch
 
 from dnnlib import UserError
 from pg_modules.batch_norm import BatchNorm2d
-from pg_modules.layers import ConditionalNorm, SNConv3x3, SNUpConv2d
+from pg_modules.conditional_norm import ConditionalNorm
+from pg_modules.layers import SNConv3x3, SNUpConv2d
 
 _VARIANTS = 128  # of one piece of code: by block, batch size, and whether weights want a gradient
 
