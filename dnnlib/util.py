@@ -110,6 +110,11 @@ def parse_json(text: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def cache_folder() -> Path:
+    """What can be made again and is kept from run to run lies here: $DICGAN_CACHE, or ~/.cache/dicgan."""
+    return Path(os.environ.get("DICGAN_CACHE") or Path.home() / ".cache" / "dicgan")
+
+
 def content_hash(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from dnnlib import UserError
+from dnnlib import UserError, cache_folder
 from metrics.features import FeatureCache
 from metrics.image_sets import ImageSet, from_source
 from torch_utils.distributed import from_first, rank
@@ -64,7 +64,7 @@ def open_set(path: str) -> ImageSet:
 
 def open_cache(off: bool) -> FeatureCache:
     """Where features of data sets are kept between runs."""
-    return FeatureCache(None if off else FeatureCache.default_folder(), lambda line: click.echo(line, err=True))
+    return FeatureCache(None if off else cache_folder(), lambda line: click.echo(line, err=True))
 
 
 def progress(verbose: bool) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:

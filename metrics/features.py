@@ -21,7 +21,6 @@ from torch_utils import checkpoint
 from torch_utils.distributed import any_true, rank
 from torch_utils.exchange import Numbered, dealt, in_batches
 
-CACHE_VARIABLE = "DICGAN_CACHE"
 CACHE_VERSION = 1  # to be raised when decoding, resizing or the file's content changes
 KEEP = 100_000  # vectors of one data set that are held in memory
 
@@ -149,11 +148,6 @@ class FeatureCache:
         """folder: None switches the cache off."""
         self.folder = None if folder is None else Path(folder)
         self.notify = notify
-
-    @staticmethod
-    def default_folder() -> Path:
-        """$DICGAN_CACHE, or ~/.cache/dicgan."""
-        return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dicgan")
 
     def _path(self, key: dict[str, Any]) -> Path:
         assert self.folder is not None

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from dnnlib import UserError
+from dnnlib import UserError, cache_folder
 from metrics import detectors, registry
 from metrics.detectors import DEFAULT
 from metrics.evaluation import Fakes
@@ -44,7 +44,7 @@ class SnapshotMetrics:
                  device: torch.device) -> None:
         self.names, self.reals, self.heldout, self.run_dir = names, reals, heldout, run_dir
         self.detector = detectors.load_detector(DEFAULT, None, device)
-        self.cache = FeatureCache(FeatureCache.default_folder(), click.echo)
+        self.cache = FeatureCache(cache_folder(), click.echo)
 
     def measure(self, fakes: Fakes, provenance: Mapping[str, Any]) -> tuple[dict[str, float], float, list[str]]:
         """Values by name, the first one so that lower is better, and warnings: the same on all processes, which

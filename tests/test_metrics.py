@@ -12,9 +12,8 @@ import scipy.linalg
 import torch
 from conftest import make_pictures
 
-from dnnlib import UserError
+from dnnlib import UserError, cache_folder
 from dnnlib.images import open_source
-from metrics import features as feature_module
 from metrics.copying import copying_report, nearest
 from metrics.detectors import Detector, check_not_own, load_detector, resize_images
 from metrics.features import FeatureCache, Moments, collect, set_features
@@ -471,10 +470,10 @@ def test_cache_that_cannot_be_written_is_a_note(detector: Detector, tmp_path: Pa
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(feature_module.CACHE_VARIABLE, str(tmp_path))
-    assert FeatureCache.default_folder() == tmp_path
-    monkeypatch.delenv(feature_module.CACHE_VARIABLE)
-    assert FeatureCache.default_folder() == Path.home() / ".cache" / "dicgan"
+    monkeypatch.setenv("DICGAN_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("DICGAN_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "dicgan"
 
 
 # Detectors.
