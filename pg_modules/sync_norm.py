@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from pg_modules.batch_norm import BatchNorm2d
 from torch_utils import distributed, exchange
 
 
@@ -38,7 +39,7 @@ class _Normalize(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, to_bias, None, None, None
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(BatchNorm2d):
     """`torch.nn.BatchNorm2d` whose statistics in training are those of all processes' images.
 
     Every process has as many images, and all call it together. Its gradient is that of the sum of their losses.
@@ -53,19 +54,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance [C] over all processes, in float32 at least; the running ones follow."""
-        assert self.momentum is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         wide = x if x.dtype == torch.float64 else x.float()
         var, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         means, variances = exchange.gather(torch.stack([mean, var])).unbind(1)
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)  # Chan et al. 1979, groups of one size
-        count = x.numel() // x.shape[1] * distributed.world()
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
-        self.num_batches_tracked.add_(1)
+        self.follow(mean, var, x.numel() // x.shape[1] * distributed.world())
         return mean, var
 
 
