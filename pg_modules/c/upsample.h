@@ -24,11 +24,8 @@ void NAME(upsample_inputs)(REAL *const terms[9], const REAL *x, int64_t step, in
             REAL of_rows[3][3][CHUNK];
             for (int v = 0; v < 3; v++) {
                 const REAL *p[3];
-                for (int u = 0; u < 3; u++) {
-                    int64_t h = row - 1 + u, w = column - 1 + v;
-                    int inside = h >= 0 && h < H && w >= 0 && w < W;
-                    p[u] = inside ? x + ((image * H + h) * W + w) * C + start : NAME(nothing);
-                }
+                for (int u = 0; u < 3; u++)
+                    p[u] = NAME(pixel)(x, image, row - 1 + u, column - 1 + v, H, W, C, start);
                 for (int c = 0; c < n; c++) {
                     of_rows[0][v][c] = p[0][c] - p[1][c];
                     of_rows[1][v][c] = p[1][c];
@@ -104,10 +101,7 @@ void NAME(upsample_gradients)(REAL *const terms[9], const REAL *g, int64_t step,
                 int64_t u = a / step * 2;
                 REAL *sums = terms[3 * u + 1] + (k * step + a % step) * C + start;
                 for (int64_t b = 0; b < 2 * step; b++) {
-                    int inside = top + a >= 0 && top + a < 2 * H && left + b >= 0 && left + b < 2 * W;
-                    const REAL *p = NAME(nothing);
-                    if (inside)
-                        p = g + ((image * 2 * H + top + a) * 2 * W + left + b) * C + start;
+                    const REAL *p = NAME(pixel)(g, image, top + a, left + b, 2 * H, 2 * W, C, start);
                     REAL *own = terms[3 * u + b / step * 2] + ((k * step + a % step) * step + b % step) * C + start;
                     NAME(share)(p, own, sums, of_columns[b], b == 0, n);
                 }

@@ -1,12 +1,10 @@
-/* F(4×4, 3×3): what pg_modules/winograd_tiles.py has along one axis for m = 4, here on both.
+/* F(4×4, 3×3): what pg_modules/winograd_sums.py has along one axis, here on both.
  *
  * Maps are [N, H, W, C]; tiles of 4×4 pixels are counted over rows and columns of all images, `first` to `end` of them
  * are worked on. Their 36 numbers lie apart: [6, 6, end - first, C]. */
 
 #define SQRT2 ((REAL)1.41421356237309504880)
 #define SQRT_HALF ((REAL)0.70710678118654752440)
-
-static const REAL NAME(nothing)[CHUNK];
 
 static inline void NAME(of_inputs)(const REAL *const x[6], REAL *t, int64_t apart, int n)
 {
@@ -72,11 +70,8 @@ void NAME(winograd_inputs)(const REAL *x, REAL *terms, int64_t first, int64_t en
             REAL of_rows[6][6][CHUNK]; /* by rows of the result and columns of x */
             for (int j = 0; j < 6; j++) {
                 const REAL *column[6];
-                for (int i = 0; i < 6; i++) {
-                    int64_t row = top + i, place = left + j;
-                    int inside = row >= 0 && row < H && place >= 0 && place < W;
-                    column[i] = inside ? x + ((image * H + row) * W + place) * C + start : NAME(nothing);
-                }
+                for (int i = 0; i < 6; i++)
+                    column[i] = NAME(pixel)(x, image, top + i, left + j, H, W, C, start);
                 NAME(of_inputs)(column, of_rows[0][j], 6 * CHUNK, n);
             }
             for (int i = 0; i < 6; i++) {
@@ -118,7 +113,7 @@ void NAME(winograd_outputs)(const REAL *products, REAL *y, int64_t first, int64_
     }
 }
 
-/* S A g Aᵀ S of the gradient g [N, H, W, C] of y, S of √½ and √2 as in pg_modules/winograd_tiles.py. */
+/* S A g Aᵀ S of the gradient g [N, H, W, C] of y, S of √½ and √2 as in pg_modules/winograd_sums.py. */
 void NAME(winograd_gradients)(const REAL *g, REAL *terms, int64_t first, int64_t end, int64_t H, int64_t W, int64_t C,
                               int threads)
 {
@@ -131,10 +126,8 @@ void NAME(winograd_gradients)(const REAL *g, REAL *terms, int64_t first, int64_t
             REAL of_rows[6][4][CHUNK];
             for (int j = 0; j < 4; j++) {
                 const REAL *column[4];
-                for (int i = 0; i < 4; i++) {
-                    int inside = top + i < H && left + j < W;
-                    column[i] = inside ? g + ((image * H + top + i) * W + left + j) * C + start : NAME(nothing);
-                }
+                for (int i = 0; i < 4; i++)
+                    column[i] = NAME(pixel)(g, image, top + i, left + j, H, W, C, start);
                 NAME(of_gradients)(column, of_rows[0][j], 4 * CHUNK, n);
             }
             for (int i = 0; i < 6; i++) {
