@@ -11,7 +11,6 @@ from torch import nn
 
 import dnnlib
 from dnnlib import UserError
-from pg_modules.batch_norm import channels_last
 from pg_modules.conditional_norm import ConditionalNorm
 from pg_modules.conditions import VectorEmbedding, embed_condition
 from pg_modules.layers import (
@@ -22,8 +21,8 @@ from pg_modules.layers import (
     SNConvTranspose2d,
     SNUpConv2d,
     gated,
+    map_like,
     normalize_second_moment,
-    resize_map,
 )
 from pg_modules.modulation import Modulation, modulate_h
 
@@ -75,9 +74,7 @@ class UpBlock(nn.Module):
         """``[N, in, H, W]`` to ``[N, out, 2H, 2W]``; `h_hat` of any size is resized to the output."""
         x = self.conv1(x)
         if h_hat is not None:
-            h_hat = resize_map(h_hat, (x.shape[2], x.shape[3]))
-            if channels_last(x):  # what two maps make together is slow if their orders in memory differ
-                h_hat = h_hat.contiguous(memory_format=torch.channels_last)
+            h_hat = map_like(h_hat, x)
         if self.lite:
             return self.norm1.gated(x, embed, h_hat)
         x = self.norm1.gated(x, embed, h_hat, self.noise1, noise)

@@ -203,6 +203,15 @@ def resize_map(h: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(h, size, mode="bilinear", align_corners=False)
 
 
+def map_like(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """h ``[N, C, H, W]`` for an operation with x: `resize_map` to its size, and with the channels last if x has them.
+
+    What two maps make together is slow if their orders in memory differ, and may have that of the wrong one.
+    """
+    h = resize_map(h, (x.shape[2], x.shape[3]))
+    return h.contiguous(memory_format=torch.channels_last) if channels_last(x) else h
+
+
 def normalize_second_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """Rows of ``[N, dim]`` scaled to a mean square of 1."""
     return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()

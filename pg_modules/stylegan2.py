@@ -12,7 +12,7 @@ import dnnlib
 from dnnlib import UserError
 from pg_modules.conditions import split_parts
 from pg_modules.fastgan import RESOLUTIONS
-from pg_modules.layers import NoiseInjection, NoiseSource, normalize_second_moment, resize_map
+from pg_modules.layers import NoiseInjection, NoiseSource, map_like, normalize_second_moment
 from pg_modules.modulation import Modulation, modulate_h
 from pg_modules.stylegan2_ops import Dense, EqualConv, bias_act, fir_filter, modulated_conv, upfirdn2d
 from torch_utils import exchange
@@ -109,7 +109,7 @@ class ScaleShift(nn.Module):
 
     def forward(self, x: torch.Tensor, h_hat: torch.Tensor) -> torch.Tensor:
         """``x [N, C, H, W]``, ``h_hat [N, h_channels, H', W']`` of any size."""
-        gain, shift = self.conv(resize_map(h_hat, (x.shape[2], x.shape[3]))).chunk(2, dim=1)
+        gain, shift = self.conv(map_like(h_hat, x)).chunk(2, dim=1)
         return torch.addcmul(shift.to(x.dtype), x, 1 + gain.to(x.dtype))
 
 
