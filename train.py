@@ -182,6 +182,7 @@ def go_on(run_dir: Path, length: dict[str, Any], dry_run: bool, device: Any) -> 
 def check_run(config: dict[str, Any], processes: int, device: Any) -> None:
     """Options that can't be had, in this run, by so many processes or on the device, are an error before training."""
     from dnnlib import construct
+    from pg_modules import kernels
     from torch_utils import distributed
     from torch_utils.device import check_amp
     from training.checks import check_on_nan
@@ -191,6 +192,7 @@ def check_run(config: dict[str, Any], processes: int, device: Any) -> None:
     distributed.check_batch(config["run"]["batch"], processes)
     check_on_nan(config["run"], processes)
     check_amp(device, config["loss"]["amp"])
+    kernels.wanted()
     if config["run"].get("compile"):
         from training.compilation import check_compile
 

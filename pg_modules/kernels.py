@@ -1,7 +1,7 @@
 """The C kernels of `pg_modules/c`, where this machine can compile them: in one pass what takes torch many.
 
 Nothing needs them: `pg_modules.winograd_sums`, `pg_modules.upsample_products` and `pg_modules.norm_gate` have the same
-in torch's operations. ``DICGAN_KERNELS=off`` does without.
+in torch's operations. ``DICGAN_KERNELS=off`` does without; ``on`` is the default.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dnnlib import UserError, cache_folder
 from torch_utils import c_library
 
 SOURCE = Path(__file__).parent / "c" / "kernels.c"
@@ -22,14 +23,21 @@ _SUFFIXES = {torch.float32: "f", torch.float64: "d"}
 Argument = torch.Tensor | list[torch.Tensor] | int | float | None
 
 
+def wanted() -> bool:
+    """Whether the user wants kernels; `UserError` for a value of ``DICGAN_KERNELS`` that is neither on nor off."""
+    value = os.environ.get(VARIABLE) or "on"
+    if value not in ("on", "off"):
+        raise UserError(f"{VARIABLE}={value}: set it to on or off, or not at all.")
+    return value == "on"
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The library, or why there is none; compiled at the first call of a machine, which takes a second or two."""
-    if os.environ.get(VARIABLE) == "off":
+    if not wanted():
         return f"{VARIABLE}=off"
-    folder = Path(os.environ.get("DICGAN_CACHE") or Path.home() / ".cache" / "dicgan") / "kernels"
     try:
-        return c_library.load(SOURCE, folder)
+        return c_library.load(SOURCE, cache_folder() / "kernels")
     except c_library.NoLibrary as reason:
         return str(reason)
 

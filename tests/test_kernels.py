@@ -10,10 +10,13 @@ import torch
 from conftest import run_script
 
 from pg_modules import kernels, norm_gate
+from pg_modules.batch_norm import channels_last
 from pg_modules.conditional_norm import ConditionalNorm
 from pg_modules.layers import NoiseInjection
+from pg_modules.stylegan2 import ScaleShift
 from pg_modules.winograd import conv3x3
 from torch_utils import c_library
+from training import logs
 
 needs_compiler = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "there are kernels")
 
@@ -71,6 +74,29 @@ def test_everything_works_without_kernels(name: str, value: str, said: str, tmp_
     done = run_script("-c", code)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+
+
+def test_only_on_and_off_are_known(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICGAN_KERNELS", "no")
+    done = run_script("train.py", "--outdir", tmp_path / "runs", "--data", tiny_set, "--cfg", "fastgan_demo")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "Error: DICGAN_KERNELS=no: set it to on or off, or not at all."
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_log_says_whether_there_are_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "missing", lambda: "")
+    assert logs._about_kernels(torch.device("cpu")) == ", C kernels"
+    monkeypatch.setattr(kernels, "missing", lambda: "no C compiler: cc not found")
+    assert logs._about_kernels(torch.device("cpu")) == ", slower without C kernels (no C compiler: cc not found)"
+    assert logs._about_kernels(torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (8, 8)])
+def test_conditions_keep_the_order_in_memory(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 6, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert channels_last(ScaleShift(3, 6)(x, torch.randn(2, 3, *size)))
+    assert not channels_last(ScaleShift(3, 6)(x.contiguous(), torch.randn(2, 3, *size)))
 
 
 @pytest.fixture
