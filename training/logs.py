@@ -142,7 +142,7 @@ def _about_kernels(device: torch.device) -> str:
     if device.type != "cpu":
         return ""
     reason = kernels.missing()
-    return f", slower without C kernels ({reason})" if reason else ", C kernels"
+    return f", float32 slower without C kernels ({reason})" if reason else ", float32 with C kernels"
 
 
 def describe(run: RunState) -> str:
