@@ -26,7 +26,8 @@ def _seeded() -> None:
 
 def run_script(*args: str | Path, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Runs ``python args...`` from `cwd` with one thread; returns the finished process with its output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True,
                           text=True, timeout=timeout, check=False)
 
