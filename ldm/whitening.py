@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from torch_utils.eigen import eigh
 
 FULL_LIMIT = 1024  # values per latent map up to which `auto` takes the full covariance
 VECTOR_LIMIT = 2048  # and per latent vector
@@ -72,7 +73,7 @@ class Whitening:
     def _spreads(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Deviations ``[K]`` of f along the columns of an orthogonal matrix, None for the unit matrix; float64, CPU."""
         inverse = self.inverse.cpu().double()
-        return (inverse, None) if inverse.ndim == 1 else torch.linalg.eigh(inverse)
+        return (inverse, None) if inverse.ndim == 1 else eigh(inverse)
 
     def to(self, device: torch.device | str) -> Whitening:
         """The same map with its tensors on `device`."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
@@ -16,6 +15,7 @@ from pg_modules.conditions import INSTANCE, LABEL, TIME, ConditionProjection, sp
 from pg_modules.diffaug import diffaug, parse_policy
 from pg_modules.layers import SNConv2d, freeze_blocks, resize_map
 from pg_modules.projector import Projector
+from pg_modules.resize import bilinear
 
 # Output channels of the down-blocks of a head with all four; heads with fewer have the last ones.
 LADDER = (64, 128, 256, 512)
@@ -143,8 +143,7 @@ class ProjectedDiscriminator(nn.Module):
             img = img.expand(-1, 3, -1, -1)
         if tuple(img.shape[2:]) != self.input_size:
             # The filter widens when shrinking, as a plain bilinear look-up would skip pixels.
-            img = F.interpolate(img, self.input_size, mode="bilinear", align_corners=False,
-                                antialias=img.shape[-1] > self.input_size[-1])
+            img = bilinear(img, self.input_size, antialias=img.shape[-1] > self.input_size[-1])
         features = self.backbone.features(img)
         if d_noise is None:
             return self.projector(features)

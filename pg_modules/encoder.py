@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from dnnlib import UserError
 from pg_modules.backbones import Backbone, load_backbone
+from pg_modules.resize import averaged, bilinear
 from pg_modules.whitening import Whitening, moments, rms_normalize
 from torch_utils.device import at_least_float32
+from torch_utils.eigen import eigh
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -77,7 +79,7 @@ class Backboned(Encoder):
         if short == self.input_size:
             return img
         height, width = (side * self.input_size // short for side in img.shape[2:])
-        return F.interpolate(img, size=(height, width), mode="bilinear", antialias=True)
+        return bilinear(img, (height, width), antialias=True)
 
     def grid(self, img: torch.Tensor) -> torch.Tensor:
         """img → last features [N, D, H, W] of the frozen network, averaged over the cells of f's grid.
@@ -88,7 +90,7 @@ class Backboned(Encoder):
         _, height, width = self.latent_shape
         if (height, width) == (1, 1):
             return at_least_float32(net.pooled(self.resized(img)))[:, :, None, None]
-        return F.adaptive_avg_pool2d(at_least_float32(net.last_map(self.resized(img))), (height, width))
+        return averaged(at_least_float32(net.last_map(self.resized(img))), (height, width))
 
 
 class FeatureEncoder(Backboned):
@@ -136,8 +138,8 @@ class FrozenEncoder(Backboned):
             raise UserError(f"--latent {dims}: the data set has {count} features to whiten (flips included), too few "
                             f"for {dims} dimensions; use --latent {max(2, count // 4)} or more images.")
         # Eigenvectors of the covariance are the principal axes; signs are fixed for repeatability.
-        variances, axes = torch.linalg.eigh(covariance)
-        variances, axes = variances.flip(0)[:dims], axes.T.flip(0)[:dims]
+        variances, axes = eigh(covariance, largest=dims)
+        variances, axes = variances.flip(0), axes.T.flip(0)
         axes = axes * torch.where(axes.sum(1, keepdim=True) < 0, -1.0, 1.0)
         self.mean.copy_(mean)
         self.projection.copy_(axes / variances[:, None].clamp_min(1e-16).sqrt())

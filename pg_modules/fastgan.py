@@ -25,6 +25,7 @@ from pg_modules.layers import (
     normalize_second_moment,
 )
 from pg_modules.modulation import Modulation, modulate_h
+from pg_modules.resize import averaged
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 
@@ -91,7 +92,7 @@ class SkipExcitation(nn.Module):
 
     def forward(self, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
         """``small [N, C', h, w]``, ``large [N, C, H, W]`` to the shape of `large`."""
-        gate = F.silu(self.conv1(F.adaptive_avg_pool2d(small, 4)))
+        gate = F.silu(self.conv1(averaged(small, (4, 4))))
         return large * self.conv2(gate).sigmoid()
 
 

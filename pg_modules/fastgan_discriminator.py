@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dnnlib import UserError
@@ -16,6 +15,7 @@ from pg_modules.diffaug import diffaug as augmented
 from pg_modules.diffaug import parse_policy
 from pg_modules.fastgan import RESOLUTIONS, SkipExcitation
 from pg_modules.layers import SNConv2d, SNUpConv2d, freeze_blocks, resize_map
+from pg_modules.resize import averaged
 
 LAST = 8  # short side of the maps that logits and reconstructions are made from
 MAX_START = 256  # short side at which the two-path blocks start at most; larger images are first halved plainly
@@ -50,7 +50,7 @@ def quarter(x: torch.Tensor, part: int) -> torch.Tensor:
 
 def shrink(img: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Images averaged down to `size`. (The official code picks single pixels, whose aliasing D could tell.)"""
-    return img if tuple(img.shape[2:]) == size else F.adaptive_avg_pool2d(img, size)
+    return img if tuple(img.shape[2:]) == size else averaged(img, size)
 
 
 def _layer(in_channels: int, out_channels: int, kernel: int, stride: int = 1, norm: bool = True) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from dnnlib import UserError
 from pg_modules.batch_norm import channels_last
+from pg_modules.resize import bilinear
 from pg_modules.upsample_conv import upsample_conv2d
 from pg_modules.winograd import conv3x3
 
@@ -200,7 +201,7 @@ def resize_map(h: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """``[N, C, H, W]`` resized bilinearly (align_corners=False) to `size`; 1×1 maps stay as they broadcast."""
     if h.shape[2:] == (1, 1) or tuple(h.shape[2:]) == size:
         return h
-    return F.interpolate(h, size, mode="bilinear", align_corners=False)
+    return bilinear(h, size)
 
 
 def map_like(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

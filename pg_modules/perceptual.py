@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from pg_modules.backbones import Backbone
+from pg_modules.resize import bilinear
 
 GUIDE, JUDGE = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 _TINY = 1e-10
@@ -24,7 +24,7 @@ def fitted(img: torch.Tensor, least_side: int, most_side: int) -> torch.Tensor:
     if side == short:
         return img
     height, width = (length * side // short for length in img.shape[2:])
-    return F.interpolate(img, size=(height, width), mode="bilinear", antialias=side < short)
+    return bilinear(img, (height, width), antialias=side < short)
 
 
 def unit_maps(network: Backbone, img: torch.Tensor) -> list[torch.Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from pg_modules.resize import bilinear
 
 
 class CrossScaleMixing(nn.Module):
@@ -24,7 +25,7 @@ class CrossScaleMixing(nn.Module):
         """
         if coarser is not None:
             x = x + coarser
-        return F.interpolate(self.conv(x), size, mode="bilinear", align_corners=True)
+        return bilinear(self.conv(x), size, align_corners=True)
 
 
 class Projector(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch_utils import exchange
+from torch_utils.eigen import eigh
 
 
 def rms_normalize(f: torch.Tensor) -> torch.Tensor:
@@ -18,9 +19,7 @@ def rms_normalize(f: torch.Tensor) -> torch.Tensor:
 
 def inverse_sqrt(covariance: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
     """Symmetric inverse square root of [C, C]; eigenvalues are raised to `floor` × their mean."""
-    # MPS has no float64: there the CPU does it.
-    exact = covariance.cpu().double() if covariance.device.type == "mps" else covariance.double()
-    values, vectors = torch.linalg.eigh(exact)
+    values, vectors = eigh(covariance)
     values = values.clamp_min(floor * values.mean().clamp_min(1e-12))
     return ((vectors * values.rsqrt()) @ vectors.T).to(covariance)
 

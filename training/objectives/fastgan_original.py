@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pg_modules.backbones import load_backbone
-from torch_utils.device import autocast
+from pg_modules.resize import bilinear
+from torch_utils.device import autocast, sent_like
 from training.conditioning.base import Batch, Condition, Conditioning
 from training.d_noise.base import DNoise
 from training.objective import BatchNoise, Objective, Terms, scores
@@ -30,7 +31,8 @@ def perceptual_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     both = torch.cat([a, b])
     short = min(both.shape[2:])
     if short < PERCEPTUAL_SIDE:
-        both = F.interpolate(both, scale_factor=PERCEPTUAL_SIDE / short, mode="bilinear", align_corners=False)
+        height, width = (side * PERCEPTUAL_SIDE // short for side in both.shape[2:])
+        both = bilinear(both, (height, width))
     total = torch.zeros(len(a), device=a.device, dtype=a.dtype)
     for maps in net.features(both):
         first, second = F.normalize(maps.to(a.dtype), dim=1, eps=1e-5).chunk(2)
@@ -89,7 +91,7 @@ class FastGANLoss(Objective):
 
     def _slack(self, logits: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """1 − m for each logit."""
-        return SLACK * torch.rand(logits.shape, generator=rng).to(logits)
+        return SLACK * sent_like(torch.rand(logits.shape, generator=rng), logits)
 
     def _pair(self, condition: Condition, z: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """G's two images."""
