@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def our_sampler(config: dict[str, Any]) -> Callable[[range], torch.Tensor]:
+def our_sampler(config: dict[str, Any], device: torch.device) -> Callable[[range], torch.Tensor]:
     """Seeds to images uint8; instances come from random latents."""
     import torch
 
     from dnnlib import construct
     from training.sampling import Gan, Sampler
 
-    G = construct(config["G"]).eval().requires_grad_(False)
+    G = construct(config["G"]).eval().requires_grad_(False).to(device)
     gan = Gan("", config, G, construct(config["conditioning"]), config["data"], "", {})
     references = None
     if gan.uses_latents:
-        references = G.encoder.normalize(torch.randn(IMAGES, *G.encoder.latent_shape))
+        references = G.encoder.normalize(torch.randn(IMAGES, *G.encoder.latent_shape).to(device)).cpu()
     return Sampler(gan, references=references).batch
 
 
-def plain_sampler(config: dict[str, Any]) -> Callable[[range], torch.Tensor]:
+def plain_sampler(config: dict[str, Any], device: torch.device) -> Callable[[range], torch.Tensor]:
     """The same of the reference, with all random numbers of a batch from one generator."""
     import torch
 
@@ -51,33 +51,39 @@ def plain_sampler(config: dict[str, Any]) -> Callable[[range], torch.Tensor]:
     from benchmarks.reference.step import build_generator
 
     spec = config["G"]
-    G = build_generator(spec, Backbone()).eval()
+    G = build_generator(spec, Backbone()).eval().to(device)
     sigma = config["conditioning"].get("sigma", 0.0)
 
     @torch.no_grad()
     def sample(seeds: range) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(seeds[0])
+        rng = torch.Generator(device).manual_seed(seeds[0])
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=rng, device=device)
+
         c = h = None
         if spec["c_parts"]:
-            c = torch.nn.functional.normalize(torch.randn(len(seeds), *spec["c_parts"].values(), generator=rng), dim=1)
+            c = torch.nn.functional.normalize(normal(len(seeds), *spec["c_parts"].values()), dim=1)
         if spec["h_channels"]:
             shape = (len(seeds), *spec["encoder"]["latent_shape"])
-            h = diffuse(torch.randn(shape, generator=rng), sigma, torch.randn(shape, generator=rng))
-        z = torch.randn(len(seeds), spec["z_dim"], generator=rng)
-        img = G(z, c, h, sigma, lambda n, height, width: torch.randn(n, 1, height, width, generator=rng))
+            h = diffuse(normal(*shape), sigma, normal(*shape))
+        z = normal(len(seeds), spec["z_dim"])
+        img = G(z, c, h, sigma, lambda n, height, width: normal(n, 1, height, width))
         return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
     return sample
 
 
-def measure(side: str, config: dict[str, Any], seconds: float) -> Row:
+def measure(side: str, config: dict[str, Any], seconds: float, device: str) -> Row:
     """Speed and peak memory in this process, as `timed`."""
     import torch
 
+    from torch_utils.device import select_device
+
     torch.manual_seed(0)
     batch = config["run"]["batch"]
-    sample = (our_sampler if side == "fast" else plain_sampler)(config)
-    return timed(lambda: sample(range(batch)), seconds, batch)
+    sample = (our_sampler if side == "fast" else plain_sampler)(config, select_device(device))
+    return timed(lambda: sample(range(batch)), seconds, batch, device)
 
 
 @click.command(help=__doc__)

@@ -40,10 +40,11 @@ def random_images(resolution: int) -> torch.Tensor:
     return torch.randint(0, 256, (IMAGES, 3, resolution, resolution), generator=rng, dtype=torch.uint8)
 
 
-def our_step(config: dict[str, Any], images: torch.Tensor) -> Callable[[torch.Tensor], None]:
+def our_step(config: dict[str, Any], images: torch.Tensor, device: torch.device) -> Callable[[torch.Tensor], None]:
     """An iteration of our loop on the images of given indices."""
     import torch
 
+    from torch_utils.device import sent
     from training.conditioning.base import Batch
     from training.dataset import ImageDataset
     from training.loader import to_float
@@ -63,18 +64,19 @@ def our_step(config: dict[str, Any], images: torch.Tensor) -> Callable[[torch.Te
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
             return images[index], -1, index
 
-    run, dataset = RunState(config, torch.device("cpu")), RandomImages()
+    run, dataset = RunState(config, device), RandomImages()
     prepare(run, dataset, ROOT, fit=True, resumed=False)
     trainer = Trainer(run, dataset, ROOT, None)
 
     def step(indices: torch.Tensor) -> None:
-        batch = Batch(to_float(images[indices]), torch.full_like(indices, -1), indices, indices)
+        labels = sent(torch.full_like(indices, -1), device)
+        batch = Batch(to_float(sent(images[indices], device)), labels, indices, indices)
         trainer.iteration(batch, len(indices))
 
     return step
 
 
-def plain_step(config: dict[str, Any], images: torch.Tensor) -> Callable[[torch.Tensor], None]:
+def plain_step(config: dict[str, Any], images: torch.Tensor, device: torch.device) -> Callable[[torch.Tensor], None]:
     """The same of the reference."""
     import torch
     import torch.nn.functional as F
@@ -83,22 +85,24 @@ def plain_step(config: dict[str, Any], images: torch.Tensor) -> Callable[[torch.
     from training.loader import to_float
 
     torch.manual_seed(0)
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, device)
     if config["cfg"].startswith("icgan"):
-        trainer.features = F.normalize(torch.randn(IMAGES, config["G"]["c_parts"]["instance"]), dim=1)
+        trainer.features = F.normalize(torch.randn(IMAGES, config["G"]["c_parts"]["instance"]), dim=1).to(device)
 
     def step(indices: torch.Tensor) -> None:
-        trainer.iteration(to_float(images[indices]), torch.full_like(indices, -1), indices)
+        trainer.iteration(to_float(images[indices].to(device)), torch.full_like(indices, -1).to(device), indices)
 
     return step
 
 
-def measure(side: str, config: dict[str, Any], seconds: float) -> Row:
+def measure(side: str, config: dict[str, Any], seconds: float, device: str) -> Row:
     """Speed and peak memory in this process, as `timed`."""
     import torch
 
+    from torch_utils.device import select_device
+
     images, batch = random_images(config["G"]["img_resolution"]), config["run"]["batch"]
-    step = (our_step if side == "fast" else plain_step)(config, images)
+    step = (our_step if side == "fast" else plain_step)(config, images, select_device(device))
     place = 0
 
     def next_step() -> None:
@@ -106,7 +110,7 @@ def measure(side: str, config: dict[str, Any], seconds: float) -> Row:
         step(torch.arange(place, place + batch) % IMAGES)
         place += batch
 
-    return timed(next_step, seconds, batch)
+    return timed(next_step, seconds, batch, device)
 
 
 @click.command(help=__doc__)

@@ -21,6 +21,7 @@ from dnnlib.tuning import tune_process
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("reference", "fast")
 IMAGES = 64  # of the random data set
+AT_ONCE = 5  # steps of a GPU that are timed together
 Row = dict[str, Any]
 
 
@@ -58,27 +59,45 @@ def record(rows: list[Row], row: Row, out: Path | None) -> None:
             file.write(line + "\n")
 
 
-def timed(step: Callable[[], object], seconds: float, images: int) -> Row:
+def timed(step: Callable[[], object], seconds: float, images: int, device: str) -> Row:
     """Speed of steps of `images` images, run for `seconds`, two at least, after one that isn't counted; peak memory.
 
     img_per_sec by the median step; cpu_per_img: seconds of all threads, likewise, which a busy machine changes less.
+    On another device than the CPU, which works behind the program, `AT_ONCE` steps are timed together.
     """
-    step()  # chooses kernels and takes memory
+    count = 1 if device == "cpu" else AT_ONCE
+    for _ in range(count):
+        step()  # chooses kernels and takes memory
+    finish(device)
     walls: list[float] = []
     cpus: list[float] = []
-    while len(walls) < 2 or sum(walls) < seconds:
+    while len(walls) < 2 or sum(walls) * count < seconds:
         wall, cpu = time.perf_counter(), time.process_time()
-        step()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
+        for _ in range(count):
+            step()
+        finish(device)
+        walls.append((time.perf_counter() - wall) / count)
+        cpus.append((time.process_time() - cpu) / count)
     return {"img_per_sec": images / statistics.median(walls), "cpu_per_img": statistics.median(cpus) / images,
-            "steps": len(walls), "peak_mib": peak_mib()}
+            "steps": len(walls) * count, "peak_mib": peak_mib(device)}
 
 
-def peak_mib() -> float:
-    """Peak of this process's resident memory."""
+def finish(device: str) -> None:
+    """Waits for all that `device` has been asked to do."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def peak_mib(device: str = "cpu") -> float:
+    """Peak of this process's resident memory, or of what it had of a GPU's."""
     import resource
 
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / (1 << 20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
 
@@ -156,6 +175,7 @@ def two_sided(resolution: str, batch: int, seconds: float) -> Callable[[Callable
         click.option("--seconds", type=click.FloatRange(min=0), default=seconds, show_default=True,
                      help="Of steps per measurement; two steps at least"),
         click.option("--tune-reference", is_flag=True, help="The reference under dnnlib/tuning.py, too"),
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda"),
         click.option("--change", multiple=True, metavar="KEY=VALUE",
                      help="Preset option of our side alone, which changes the mathematics, such as amp=bf16"),
         click.option("--out", type=click.Path(path_type=Path), help="File that lines of JSON are added to"),
@@ -170,12 +190,12 @@ def two_sided(resolution: str, batch: int, seconds: float) -> Callable[[Callable
     return decorate
 
 
-def run(script: str, measure: Callable[[str, dict[str, Any], float], Row], cfg: str, resolution: str, batch: int,
-        rounds: int, threads: int | None, seconds: float, tune_reference: bool, change: tuple[str, ...],
+def run(script: str, measure: Callable[[str, dict[str, Any], float, str], Row], cfg: str, resolution: str, batch: int,
+        rounds: int, threads: int | None, seconds: float, tune_reference: bool, device: str, change: tuple[str, ...],
         out: Path | None, one: str | None) -> None:
     """The command of `two_sided` options: with `one`, that measurement in this process; else all and the table.
 
-    measure: of side, resolved configuration and seconds; in processes of `script`.
+    measure: of side, resolved configuration, seconds and device; in processes of `script`.
     """
     cfgs, resolutions = cfg.split(","), [int(side) for side in resolution.split(",")]
     changes = dict(parsed(text) for text in change)
@@ -183,12 +203,12 @@ def run(script: str, measure: Callable[[str, dict[str, Any], float], Row], cfg: 
         if one == "fast" or tune_reference:
             tune_process()
         config = resolved(cfg, resolutions[0], batch, changes if one == "fast" else {})
-        click.echo(json.dumps(measure(one, config, seconds)))
+        click.echo(json.dumps(measure(one, config, seconds, device)))
         return
-    description = machine(threads)
+    description = machine(threads) + ("" if device == "cpu" else f", on {device}")
     rows: list[Row] = []
-    common = ["--batch", str(batch), "--seconds", str(seconds), *["--tune-reference"] * tune_reference,
-              *(f"--change={text}" for text in change)]
+    common = ["--batch", str(batch), "--seconds", str(seconds), "--device", device,
+              *["--tune-reference"] * tune_reference, *(f"--change={text}" for text in change)]
     for number, pixels, name, side in itertools.product(range(rounds), resolutions, cfgs, SIDES):
         row = measured(script, ["--one", side, "--cfg", name, "--resolution", str(pixels), *common], threads)
         record(rows, {"cfg": name, "resolution": pixels, "batch": batch, "side": side, "round": number, **row,

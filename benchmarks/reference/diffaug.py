@@ -25,20 +25,24 @@ def color(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def translation(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A shift by up to an eighth of the side, zeros behind it."""
-    height, width = img.shape[2:]
-    down, right = (torch.randint(-far, far + 1, (len(img), 1), generator=generator).flatten().tolist()
-                   for far in (int(height * SHIFT + 0.5), int(width * SHIFT + 0.5)))
-    # Negative margins crop.
-    return torch.stack([F.pad(one, (x, -x, y, -y)) for one, y, x in zip(img, down, right, strict=True)])
+    size = img.shape[2:]
+    places = []
+    for side in size:
+        far = int(side * SHIFT + 0.5)
+        shift = torch.randint(-far, far + 1, (len(img), 1), generator=generator).to(img.device)
+        # Of the image with a margin of one zero, where everything beyond it is.
+        places.append((torch.arange(side, device=img.device) - shift + 1).clamp(0, side + 1))
+    images = torch.arange(len(img), device=img.device)[:, None, None]
+    padded = F.pad(img, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+    return padded[images, places[0][:, :, None], places[1][:, None, :]].permute(0, 3, 1, 2)
 
 
 def cutout(img: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A rectangle of a fifth of the side, partly outside perhaps, is set to zero."""
-    sides = img.shape[2:]
-    cuts = [int(side * CUT + 0.5) for side in sides]
-    starts = [torch.randint(0, side + 1 - cut % 2, (len(img), 1), generator=generator).flatten() - cut // 2
-              for side, cut in zip(sides, cuts, strict=True)]
-    mask = torch.ones(len(img), 1, *sides).to(img)
-    for one, top, left in zip(mask, *(start.tolist() for start in starts), strict=True):
-        one[:, max(top, 0):top + cuts[0], max(left, 0):left + cuts[1]] = 0
-    return img * mask
+    inside = []
+    for side in img.shape[2:]:
+        cut = int(side * CUT + 0.5)
+        start = torch.randint(0, side + 1 - cut % 2, (len(img), 1), generator=generator).to(img.device) - cut // 2
+        place = torch.arange(side, device=img.device)
+        inside.append((place >= start) & (place < start + cut))
+    return img * (~(inside[0][:, :, None] & inside[1][:, None, :]))[:, None].to(img)

@@ -51,10 +51,11 @@ def build_discriminator(spec: dict[str, Any], backbone: Backbone) -> Discriminat
                          augment=bool(spec["diffaug"]), cout=spec.get("cout", 64))
 
 
-def build_trainer(config: dict[str, Any]) -> Trainer:
-    """With fresh weights, drawn from torch's global random state."""
-    backbone = Backbone()
-    return Trainer(config, build_generator(config["G"], backbone), build_discriminator(config["D"], backbone))
+def build_trainer(config: dict[str, Any], device: torch.device | None = None) -> Trainer:
+    """With fresh weights, drawn from torch's global random state; on the CPU unless a `device` is given."""
+    backbone = Backbone().to(device)
+    G, D = build_generator(config["G"], backbone), build_discriminator(config["D"], backbone)
+    return Trainer(config, G.to(device), D.to(device))
 
 
 class Trainer:
@@ -82,7 +83,7 @@ class Trainer:
         conditioning = self.config["conditioning"]
         if conditioning["class_name"].endswith("DiffusedInstance"):
             f = self.G.encoder(img)
-            return Told(h=diffuse(f, conditioning["sigma"], torch.randn(f.shape, generator=rng)), f=f)
+            return Told(h=diffuse(f, conditioning["sigma"], self.normal(rng, *f.shape)), f=f)
         if conditioning["class_name"].endswith("InstanceNeighbors"):
             return Told(c=self.features[indices])
         return Told(c=F.one_hot(labels, conditioning["c_dim"]) if conditioning["c_dim"] else None)
@@ -94,14 +95,19 @@ class Trainer:
             indices = torch.randint(len(self.features), (len(img),), generator=rng)
         return self.told(img, labels, indices, rng)
 
+    def normal(self, rng: torch.Generator, *shape: int) -> torch.Tensor:
+        """Standard normal; on a GPU from its global generator, as in the official code."""
+        device = next(self.G.parameters()).device
+        return torch.randn(shape, generator=rng) if device.type == "cpu" else torch.randn(shape, device=device)
+
     def draw_z(self, count: int, rng: torch.Generator) -> torch.Tensor:
         """``[count, z_dim]``."""
-        return torch.randn(count, self.G.z_dim, generator=rng)
+        return self.normal(rng, count, self.G.z_dim)
 
     def fake(self, told: Told, count: int, rng: torch.Generator) -> torch.Tensor:
         """G's images ``[count, 3, H, W]``."""
         def noise(n: int, height: int, width: int) -> torch.Tensor:
-            return torch.randn(n, 1, height, width, generator=rng)
+            return self.normal(rng, n, 1, height, width)
 
         sigma = self.config["conditioning"].get("sigma", 0.0)
         return self.G(self.draw_z(count, rng), told.c, told.h, sigma, noise)
