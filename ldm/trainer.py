@@ -18,7 +18,7 @@ from ldm import denoiser, whitening
 from ldm.batches import LatentData, batch_indices, draw_times, noisy_set, split_images
 from ldm.ddim import add_noise
 from torch_utils import distributed, exchange
-from torch_utils.device import device_description
+from torch_utils.device import device_description, sent
 from torch_utils.ema import ema_beta, ema_update
 from torch_utils.rng import generator, mix_seed
 from torch_utils.shared_draws import shared_draws
@@ -99,18 +99,20 @@ class Trainer:
         t = draw_times(len(x_0), len(self.alpha_bar), config["time_sampling"], rng)
         eps = torch.randn(x_0.shape, generator=rng)
         x_t = add_noise(x_0, eps, self.alpha_bar[t])
-        y = None if self.train_labels is None else self._told(self.train_labels[rows], rng).to(self.device)
+        y = None if self.train_labels is None else sent(self._told(self.train_labels[rows], rng), self.device)
         torch.manual_seed(mix_seed(seed, "ldm-dropout", cur_nimg))  # the only global draws of a step
         own = distributed.share()
-        x_t, x_0, eps, t = (part[own].to(self.device) for part in (x_t, x_0, eps, t))
+        x_t, x_0, eps, t = (sent(part[own], self.device) for part in (x_t, x_0, eps, t))
         with shared_draws(None):
             loss = self.net.loss(x_t, x_0, eps, t, None if y is None else y[own])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        self._stop_if(exchange.average_gradients(gradients, _not_finite("loss", loss)))
+        # Several processes have to agree on losses before they share gradients; one asks the device once.
+        several = distributed.world() > 1
+        self._stop_if(exchange.average_gradients(gradients, _not_finite(loss=loss) if several else None))
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["clip"])
-        self._stop_if(_not_finite("gradient", norm))
+        self._stop_if(_not_finite(loss=loss, gradient=norm))
         self.optimizer.step()
         self.progress["cur_nimg"] = cur_nimg + config["batch"]
         ema_update(self.ema, self.net,
@@ -195,6 +197,8 @@ def _fitting(state: dict[str, Any] | None) -> Iterator[None]:
                         "one before.") from error
 
 
-def _not_finite(what: str, value: torch.Tensor) -> str | None:
-    """What to say of a value that isn't finite."""
-    return None if math.isfinite(value.item()) else f"the {what} is {value.item()}"
+def _not_finite(**numbers: torch.Tensor) -> str | None:
+    """What to say of the first of `numbers` by name that isn't finite."""
+    values = torch.stack([number.detach() for number in numbers.values()]).tolist()
+    found = (f"the {name} is {value}" for name, value in zip(numbers, values, strict=True) if not math.isfinite(value))
+    return next(found, None)

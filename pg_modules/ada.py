@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pg_modules.ada_warp import warp
+from torch_utils.device import sent, sent_like
 
 # Standard deviations of appendix B; of scale and contrast and saturation in powers of two.
 SHIFT_RATIO = 0.125  # of the side: largest shift by whole pixels, and standard deviation of the fractional one
@@ -158,7 +159,7 @@ def recolour(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     if x.shape[1] == 1:
         grey = rows.mean(dim=1, keepdim=True)
         rows = torch.cat([grey[:, :, :3].sum(dim=2, keepdim=True), grey[:, :, 3:]], dim=2)
-    rows = rows.to(x)
+    rows = sent_like(rows, x)
     return (rows[:, :, :-1] @ x.flatten(2) + rows[:, :, -1:]).view(x.shape)
 
 
@@ -186,7 +187,7 @@ class AdaAugment(nn.Module):
             # Known on the CPU, and at small p many images stay where they are, which the warp needn't compute.
             moved = (undo != torch.eye(3, dtype=torch.float64)).flatten(1).any(dim=1).nonzero().squeeze(1)
             if len(moved):
-                index = moved.to(x.device)
+                index = sent(moved, x.device)
                 x = x.index_copy(0, index, warp(x.index_select(0, index), undo[moved]))
             return recolour(x, colour)
 

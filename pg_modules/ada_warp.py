@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from torch_utils.device import sent_like
+
 # Low-pass filter of the wavelet sym6 (Daubechies 1992). It is orthogonal to its even shifts, so that upsampling and
 # downsampling with it undo each other: images that aren't moved, or by whole pixels, aren't blurred.
 SYM6 = (0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
@@ -93,7 +95,7 @@ def warp(x: torch.Tensor, undo: torch.Tensor) -> torch.Tensor:
     outside of the source is its mirror image, repeated without end. Images need more than `MARGIN` pixels a side.
     """
     n, _, height, width = x.shape
-    undo = undo.to(x)
+    undo = sent_like(undo, x)
     axes = []
     for size in (width, height):
         samples = torch.arange(2 * size + 2 * CENTRE, device=x.device, dtype=x.dtype)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from torch_utils.device import sent, sent_like
+
 TRANSLATION_RATIO = 0.125
 CUTOUT_RATIO = 0.2
 
@@ -39,12 +41,12 @@ def diffaug(x: torch.Tensor, policy: str, generator: torch.Generator | None) -> 
 
 
 def _uniform(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(x.shape[0], 1, 1, 1, generator=generator, device="cpu").to(x)
+    return sent_like(torch.rand(x.shape[0], 1, 1, 1, generator=generator, device="cpu"), x)
 
 
 def _integers(n: int, low: int, high: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
     """``[n, 1]`` integers from low to high, both included."""
-    return torch.randint(low, high + 1, (n, 1), generator=generator, device="cpu").to(device)
+    return sent(torch.randint(low, high + 1, (n, 1), generator=generator, device="cpu"), device)
 
 
 def color(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_utils.device import as_number
+
 
 class Modulation(nn.Module):
     """ĥ = (h − σ G_mod(h, z)) / √(1 − σ²) (DIC-GAN, Eq. 6).
@@ -39,7 +41,7 @@ class Modulation(nn.Module):
 
         At sigma = 0 the result is h itself (beside σ's own channel).
         """
-        sigma = torch.as_tensor(sigma, dtype=h.dtype, device=h.device).reshape(-1, 1, 1, 1)
+        sigma = as_number(sigma, h).reshape(-1, 1, 1, 1)
         if self.sigma_input:
             z = torch.cat([z, sigma.flatten(1).expand(len(z), 1).to(z.dtype)], dim=1)
         gain, shift = self.affine(z).chunk(2, dim=1)

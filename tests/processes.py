@@ -74,12 +74,12 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def double_trainer(cfg: str, path: Path, run_dir: Path) -> Trainer:
+def double_trainer(cfg: str, path: Path, run_dir: Path, device: torch.device = CPU) -> Trainer:
     """A tiny trainer in float64 on `BATCH` images, of which all processes together see `TOGETHER` (4) at a time."""
     dataset = open_set(path, cfg, **CASES[cfg])
     config = tiny_config(cfg, dataset, **CASES[cfg], batch=BATCH, batch_gpu=TOGETHER.get(cfg, 4) // distributed.world(),
                          amp="off")
-    trainer = new_trainer(config, dataset, run_dir)
+    trainer = new_trainer(config, dataset, run_dir, device=device)
     run = trainer.run
     for net in (run.G, run.D, run.G_ema):
         net.double()
@@ -102,15 +102,15 @@ def recorded(optimizer: torch.optim.Optimizer, gradients: list[list[torch.Tensor
     optimizer.register_step_pre_hook(record)
 
 
-def gan_step(cfg: str, path: Path, run_dir: Path) -> dict[str, Any]:
+def gan_step(cfg: str, path: Path, run_dir: Path, device: torch.device = CPU) -> dict[str, Any]:
     """The gradients of every phase of a step, and what the run is after it."""
-    trainer = double_trainer(cfg, path, run_dir)
+    trainer = double_trainer(cfg, path, run_dir, device)
     gradients: list[list[torch.Tensor]] = []
     with float64():
         run, options = trainer.run, trainer.options
         for optimizer in (run.opt_G, run.opt_D):
             recorded(optimizer, gradients)
-        batch = next(batches(trainer.dataset, BATCH, options.seed, 0, CPU, 0, run.conditioning.pair,
+        batch = next(batches(trainer.dataset, BATCH, options.seed, 0, device, 0, run.conditioning.pair,
                              distributed.share()))
         trainer.iteration(Batch(batch.img.double(), batch.labels, batch.indices, batch.draws), int(options.batch_gpu))
         exchange.merge_statistics(run.collector)

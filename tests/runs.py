@@ -52,9 +52,10 @@ def tiny_config(cfg: str, dataset: ImageDataset, **changes: Any) -> dict[str, An
     return resolve(cfg, tiny(cfg, **changes), data_facts(dataset))
 
 
-def new_trainer(config: dict[str, Any], dataset: ImageDataset, run_dir: Path, state: dict | None = None) -> Trainer:
+def new_trainer(config: dict[str, Any], dataset: ImageDataset, run_dir: Path, state: dict | None = None,
+                device: torch.device = CPU) -> Trainer:
     """A trainer at its start, or restored from `state`."""
-    run = RunState(config, CPU)
+    run = RunState(config, device)
     if state is not None:
         run.load_state_dict(state)
     prepare(run, dataset, run_dir, fit=state is None, resumed=state is not None)
@@ -64,7 +65,7 @@ def new_trainer(config: dict[str, Any], dataset: ImageDataset, run_dir: Path, st
 def step(trainer: Trainer, dataset: ImageDataset, count: int) -> None:
     """`count` iterations, from wherever the run is."""
     options, run = trainer.options, trainer.run
-    data = batches(dataset, options.batch, options.seed, run.progress["cur_nimg"], CPU, 0, run.conditioning.pair)
+    data = batches(dataset, options.batch, options.seed, run.progress["cur_nimg"], run.device, 0, run.conditioning.pair)
     for _ in range(count):
         trainer.iteration(next(data), int(options.batch_gpu))
 

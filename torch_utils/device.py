@@ -67,9 +67,24 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 
 def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x, which is on the CPU, on `device`; a CUDA device gets it without the CPU waiting for what it's still doing."""
+    """x, which may be on the CPU, on `device`; a CUDA device gets it without the CPU waiting for what that still does.
+
+    A plain ``.to(device)`` would wait for everything that the device has been asked to do.
+    """
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
     # Pinned memory is kept by torch until the copy is done.
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+
+
+def as_number(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """A number, or a tensor of numbers, as a tensor on the device of `like` and in its type; waits for nothing."""
+    return sent_like(value, like) if isinstance(value, torch.Tensor) else like.new_full((), value)
+
+
+def sent_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """x on the device of `like` and in its type, as by `sent`."""
+    return sent(x.to(like.dtype), like.device)
 
 
 def device_description(device: torch.device) -> str:

@@ -23,5 +23,6 @@ def ema_update(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
     sources: list[torch.Tensor] = list(net.parameters())
     if targets:
         torch._foreach_lerp_(targets, sources, 1.0 - beta)
-    for target, source in zip(ema.buffers(), net.buffers(), strict=True):
-        target.copy_(source)
+    copies, originals = list(ema.buffers()), list(net.buffers())
+    if copies:
+        torch._foreach_copy_(copies, originals)

@@ -19,9 +19,10 @@ class SharedDraws(TorchFunctionMode):
     """While entered, draws are made for the images of all processes, of which each takes its rows.
 
     Row k here is row k · world + rank of the draw that one process would make for the whole pass (see
-    `distributed.share`). That concerns draws from `generator`, on the CPU, and dropout, whose masks come from the
-    global generator. The first dimension of a draw counts images; a draw of shape () is common to all. Costs what the
-    draws of one process cost. Other kinds of draws from `generator` aren't known here: AssertionError.
+    `distributed.share`). That concerns draws from `generator`, on the CPU, and from any on another device, which a step
+    seeds from that one, and dropout, whose masks come from the global generator. The first dimension of a draw counts
+    images; a draw of shape () is common to all. Costs what the draws of one process cost. Other kinds of draws from
+    these generators aren't known here: AssertionError.
     """
 
     def __init__(self, generator: torch.Generator | None, rank: int, world: int, part: int = 0, parts: int = 1) -> None:
@@ -34,12 +35,15 @@ class SharedDraws(TorchFunctionMode):
         size = len(drawn) // self.parts
         return drawn[self.part * size:][:size][self.rank::self.world]
 
+    def _is_of_the_step(self, generator: torch.Generator | None) -> bool:
+        return generator is self.generator or (generator is not None and generator.device.type != "cpu")
+
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.dropout:
             return self._dropout(*args, **kwargs)
-        if self.generator is None or kwargs.get("generator") is not self.generator:
+        if self.generator is None or not self._is_of_the_step(kwargs.get("generator")):
             return func(*args, **kwargs)
         assert func in DRAWS, f"{func} draws in a way that processes don't share"
         bounds, size = args[:-1], args[-1]

@@ -11,6 +11,7 @@ import math
 import torch
 
 from dnnlib import UserError
+from torch_utils.device import as_number, sent
 
 
 def check_sigma(sigma: float) -> float:
@@ -25,7 +26,7 @@ def diffuse(f: torch.Tensor, sigma: torch.Tensor | float, eps: torch.Tensor) -> 
 
     f and eps [N, C, H, W], eps standard normal; sigma a number or [N].
     """
-    sigma = torch.as_tensor(sigma, dtype=f.dtype, device=f.device).reshape(-1, 1, 1, 1)
+    sigma = as_number(sigma, f).reshape(-1, 1, 1, 1)
     return (1 - sigma.square()).sqrt() * f + sigma * eps
 
 
@@ -46,7 +47,7 @@ def posterior_perplexity(f: torch.Tensor, sigma: float, generator: torch.Generat
     """
     if sigma == 0:
         return 1.0
-    eps = torch.randn(f.shape, generator=generator).to(f.device)
+    eps = sent(torch.randn(f.shape, generator=generator), f.device)
     log_prob = posterior_log_prob((1 - sigma**2) ** 0.5 * f + sigma * eps, f, sigma)
     entropy = -(log_prob.exp() * log_prob).sum(1).mean().item()
     return math.exp(entropy)

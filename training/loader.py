@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dnnlib import UserError
 from torch_utils import distributed
+from torch_utils.device import sent
 from torch_utils.rng import generator
 from training.conditioning.base import Batch
 from training.dataset import ImageDataset
@@ -99,7 +100,7 @@ def batches(dataset: ImageDataset, batch_size: int, seed: int, start: int,
     substitutes = substitutes or Substitutes(dataset, seed, pair)
     for img_u8, labels, origins, draws, reals, problems in _watched(loader, dataset) if workers else loader:
         substitutes.fill(img_u8, labels, origins, draws, reals, problems)
-        yield Batch(img=to_float(img_u8.to(device, non_blocking=True)), labels=labels.to(device),
+        yield Batch(img=to_float(sent(img_u8, device)), labels=sent(labels, device),
                     indices=origins, draws=draws)
 
 

@@ -66,14 +66,21 @@ class Phase:
 
 
 class BatchNoise:
-    """Noise maps for a training step's generator pass, drawn in order from one generator."""
+    """Noise maps for a training step's generator pass, drawn in order from one generator.
+
+    They are most of the numbers that a step draws. A GPU draws its own, from a seed that the generator gives.
+    """
 
     def __init__(self, generator: torch.Generator, device: torch.device) -> None:
         self.generator, self.device = generator, device
+        if device.type == "cuda":
+            seed = int(torch.randint(2**62, (), generator=generator))
+            self.generator = torch.Generator(device).manual_seed(seed)
 
     def __call__(self, n: int, height: int, width: int) -> torch.Tensor:
         """Standard normal [n, 1, height, width]."""
-        return sent(torch.randn(n, 1, height, width, generator=self.generator), self.device)
+        drawn = torch.randn(n, 1, height, width, generator=self.generator, device=self.generator.device)
+        return sent(drawn, self.device)
 
 
 class Objective:

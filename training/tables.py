@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from torch_utils.device import sent
 from torch_utils.feature_store import FeatureStore
 from training.dataset import ImageDataset
 
@@ -22,7 +23,7 @@ def encoded(net: Callable[[torch.Tensor], torch.Tensor], dataset: ImageDataset, 
     """What `net` makes of images [n, C, H, W] in [-1, 1], on the CPU, in batches of fixed size."""
     for start in range(0, len(indices), batch_size):
         images = torch.stack([dataset[i][0] for i in indices[start:start + batch_size]])
-        yield net(images.to(device).to(torch.float32) / 127.5 - 1).float().cpu()
+        yield net(sent(images, device).to(torch.float32) / 127.5 - 1).float().cpu()
 
 
 class LatentTable:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from torch_utils.device import sent
 from training.dataset import ImageDataset
 from training.tables import LatentTable
 
@@ -110,7 +111,7 @@ class Conditioning:
 
     def latents(self, batch: Batch, G: Any) -> torch.Tensor:
         """f of the images that the conditions come from."""
-        return G.encoder(batch.img) if self.table is None else self.table[batch.indices].to(batch.img.device)
+        return G.encoder(batch.img) if self.table is None else sent(self.table[batch.indices], batch.img.device)
 
     def after_step(self, run: Any, dataset: ImageDataset) -> None:
         """After every iteration; methods that follow the networks (Self-Conditioned GAN) renew themselves here."""

@@ -9,6 +9,7 @@ import torch
 
 from dnnlib import construct
 from torch_utils.clustering import kmeans
+from torch_utils.device import sent
 from torch_utils.rng import generator as keyed
 from training.conditioning.base import Batch, Condition, Conditioning, Prepared, one_hot
 from training.dataset import ImageDataset
@@ -35,7 +36,7 @@ class ClusterLabels(Conditioning):
 
     def condition(self, batch: Batch, G: Any, generator: torch.Generator) -> Condition:
         labels = self.assignment[batch.indices % len(self.assignment)]
-        return Condition(c=one_hot(labels.to(batch.img.device), self.c_dim))
+        return Condition(c=one_hot(sent(labels, batch.img.device), self.c_dim))
 
     def labels_of(self, dataset: ImageDataset) -> list[int] | None:
         return self.assignment.tolist()

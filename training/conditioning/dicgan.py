@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from torch_utils.device import sent
 from torch_utils.rng import generator, sample_normal
 from training.conditioning.base import Batch, Condition, Conditioning, Prepared, one_hot
 from training.diffused_instance import check_sigma, diffuse, posterior_log_prob, sigma_for_perplexity
@@ -43,7 +44,7 @@ class DiffusedInstance(Conditioning):
             self.sigma = sigma_for_perplexity(data.sample, self.perplexity, data.seed)
 
     def _diffuse(self, f: torch.Tensor, sigma: torch.Tensor | float, eps: torch.Tensor) -> torch.Tensor:
-        return diffuse(f, sigma, eps.to(f.device))
+        return diffuse(f, sigma, sent(eps, f.device))
 
     def pair(self, indices: Sequence[int], draws: Sequence[int]) -> list[int]:
         if self.target == "paired" or self.sigma == 0:
@@ -72,7 +73,7 @@ class DiffusedInstance(Conditioning):
         f = self.latents(batch, G) if f is None else f
         sigma: float | torch.Tensor = self.sigma
         if self.per_sample:
-            sigma = self.sigma * torch.rand(len(f), generator=generator).to(f.device)
+            sigma = sent(self.sigma * torch.rand(len(f), generator=generator), f.device)
         return self._told(batch, f, torch.randn(f.shape, generator=generator), sigma)
 
     def _told(self, batch: Batch, f: torch.Tensor, eps: torch.Tensor, sigma: float | torch.Tensor) -> Condition:

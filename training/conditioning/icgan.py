@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torch_utils.device import sent
 from torch_utils.neighbors import knn
 from torch_utils.rng import generator as keyed
 from training.conditioning.base import Batch, Condition, Prepared
@@ -52,5 +53,5 @@ class InstanceNeighbors(InstancePrior):
         labels = None
         if self.c_dim:
             assert self.labels is not None
-            labels = self.labels[self._neighbors_of(origins.tolist(), generator) % self.count].to(batch.img.device)
-        return self._join(self.table[origins].to(batch.img.device), labels)
+            labels = sent(self.labels[self._neighbors_of(origins.tolist(), generator) % self.count], batch.img.device)
+        return self._join(sent(self.table[origins], batch.img.device), labels)

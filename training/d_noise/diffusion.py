@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dnnlib import UserError
+from torch_utils.device import sent_like
 from torch_utils.rng import generator as seeded
 from training.d_noise.base import DNoise
 
@@ -52,8 +53,8 @@ def diffuse(x: torch.Tensor, t: torch.Tensor, levels: torch.Tensor, noise_std: f
     t int64 [N] or, a time per channel, [N, C], on the CPU as are `levels` (`signal_levels`) and `generator`.
     """
     level = levels[t].reshape(*t.shape, *[1] * (x.dim() - t.dim()))
-    eps = torch.randn(x.shape, generator=generator, device="cpu").to(x)
-    return torch.addcmul(level.sqrt().to(x) * x, (noise_std * (1 - level).sqrt()).to(x), eps)
+    eps = sent_like(torch.randn(x.shape, generator=generator, device="cpu"), x)
+    return torch.addcmul(sent_like(level.sqrt(), x) * x, sent_like(noise_std * (1 - level).sqrt(), x), eps)
 
 
 class AdaptiveDiffusion(DNoise):

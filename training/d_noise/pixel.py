@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from torch_utils.device import sent_like
 from training.d_noise.diffusion import POOL, AdaptiveDiffusion, diffuse
 
 T_DIM = 64
@@ -46,4 +47,4 @@ class PixelDiffusion(AdaptiveDiffusion):
         if generator is None:
             raise ValueError("pixel diffusion needs a torch.Generator")
         t = self.draw_times((len(img),), generator)
-        return diffuse(img, t, self.levels, self.noise_std, generator), embed_times(t).to(img)
+        return diffuse(img, t, self.levels, self.noise_std, generator), sent_like(embed_times(t), img)

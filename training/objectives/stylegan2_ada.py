@@ -10,7 +10,7 @@ import torch
 from dnnlib import UserError
 from pg_modules.ada import AdaptiveAugment
 from torch_utils import exchange
-from torch_utils.device import autocast
+from torch_utils.device import autocast, sent_like
 from training.conditioning.base import Batch, Condition, Conditioning
 from training.d_noise.base import DNoise
 from training.loader import split
@@ -71,7 +71,7 @@ class StyleGAN2ADALoss(Objective):
         start = int(torch.randint(1, ws.shape[1], (), generator=rng))
         if not mix:
             return ws
-        other = self.G.map(torch.randn(z.shape, generator=rng).to(z), condition.c)
+        other = self.G.map(sent_like(torch.randn(z.shape, generator=rng), z), condition.c)
         return torch.cat([ws[:, :start], other[:, start:]], dim=1)
 
     def render(self, ws: torch.Tensor, condition: Condition, z: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -97,9 +97,9 @@ class StyleGAN2ADALoss(Objective):
         with autocast(z.device, self.amp):
             ws = self.mixed_styles(condition, z, rng)
             img = self.render(ws, condition, z, rng)
-        direction = torch.randn(img.shape, generator=rng).to(img) / math.sqrt(img.shape[2] * img.shape[3])
+        direction = sent_like(torch.randn(img.shape, generator=rng), img) / math.sqrt(img.shape[2] * img.shape[3])
         lengths = path_lengths(img, ws, direction)
-        mean = self.pl_mean.to(lengths).lerp(exchange.mean(lengths.mean()), self.pl_decay)
+        mean = sent_like(self.pl_mean, lengths).lerp(exchange.mean(lengths.mean()), self.pl_decay)
         self.pl_mean = mean.detach()
         penalty = (lengths - mean).square()
         return Terms(penalty.mean() * (self.pl_weight * self.g_interval), {"Loss/pl_penalty": penalty.detach()})
