@@ -13,6 +13,7 @@ from dnnlib import UserError
 from dnnlib.build_limit import limit_for, limited
 from ldm import ddim, denoiser, dpm, langevin, schedule
 from ldm.checks import NORMALIZATIONS, check_model
+from ldm.sampling_unet import for_sampling
 from ldm.settings import Sampling
 from ldm.whitening import Whitening
 from torch_utils import checkpoint
@@ -55,7 +56,7 @@ class Prior:
             self.network: str = state["network"]
             self.whitening = Whitening.from_state(state["whitening"]).to(device)
             self.alpha_bar = denoiser.alpha_bars_of(self.config)
-            self.net = net or self._build(state["ema"])
+            self.net = for_sampling(net or self._build(state["ema"]))
             self.hash = "" if net else checkpoint.weights_hash(state["ema"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is damaged: its parts are missing or do not fit. Use another snapshot.") from error

@@ -14,12 +14,21 @@ from ldm.denoiser import ClassEmbedding, TimeEmbedding, embed
 SMALLEST_SIDE = 4
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class Norm(nn.GroupNorm):
     """GroupNorm of 32 groups, or of fewer that hold four channels each.
 
     A group of one channel would take away what time and class add to that channel.
     """
-    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels, eps=1e-6)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, max(channels // 4, 1)), channels, eps=1e-6)
+
+
+class NormSwish(Norm):
+    """`Norm`, then swish."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.silu(super().forward(x))
 
 
 class ResBlock(nn.Module):
@@ -27,18 +36,18 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, time_width: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = group_norm(c_in)
+        self.norm1 = NormSwish(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time = nn.Linear(time_width, c_out)
-        self.norm2 = group_norm(c_out)
+        self.norm2 = NormSwish(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         h = h + self.time(emb)[:, :, None, None]
-        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return self.skip(x) + h
 
 
@@ -47,7 +56,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = Norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
@@ -145,7 +154,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(Upsample(now))
         assert not skips
-        self.norm = group_norm(now)
+        self.norm = NormSwish(now)
         self.last = nn.Conv2d(now, c_data, 3, padding=1)
         self.label = ClassEmbedding(classes, emb) if classes else None
         for parameter in self.last.parameters():
@@ -162,4 +171,4 @@ class UNet(nn.Module):
             x = layer(x, emb)
         for layer in self.up:
             x = layer(torch.cat([x, skips.pop()], dim=1), emb) if isinstance(layer, Stage) else layer(x)
-        return self.last(functional.silu(self.norm(x)))
+        return self.last(self.norm(x))

@@ -14,16 +14,21 @@ AT_ONCE = 512  # tiles of 16 pixels
 
 def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Contiguous ``[N, H, W, in]`` and ``weight [out, in, 3, 3]``, with a margin of one zero, to ``[N, H, W, out]``."""
-    return _convolve(x, kernels.kernels_of_taps(TO_KERNELS, weight).transpose(1, 2))
+    return convolve_with(x, of_tiles(weight))
 
 
 def input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """That of x ``[N, H, W, in]`` from that of the output: the convolution with the weight turned and transposed."""
-    return _convolve(grad, kernels.kernels_of_taps(TO_KERNELS.flip(1), weight))
+    return convolve_with(grad, kernels.kernels_of_taps(TO_KERNELS.flip(1), weight))
 
 
-def _convolve(x: torch.Tensor, of_tiles: torch.Tensor) -> torch.Tensor:
-    """With kernels ``[36, in, out]``."""
+def of_tiles(weight: torch.Tensor) -> torch.Tensor:
+    """The kernels ``[36, in, out]`` of ``weight [out, in, 3, 3]``."""
+    return kernels.kernels_of_taps(TO_KERNELS, weight).transpose(1, 2)
+
+
+def convolve_with(x: torch.Tensor, of_tiles: torch.Tensor) -> torch.Tensor:
+    """`convolve` with kernels ``[36, in, out]`` that have been made before."""
     _, height, width, channels = x.shape
     out = of_tiles.shape[2]
     y = x.new_empty(*x.shape[:3], out)

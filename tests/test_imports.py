@@ -14,7 +14,8 @@ ALLOWED = {
     "pg_modules": {"dnnlib", "torch_utils", "pg_modules"},
     "training": {"dnnlib", "torch_utils", "pg_modules", "training"},
     "metrics": {"dnnlib", "torch_utils", "metrics", "pg_modules.backbones"},
-    "ldm": {"dnnlib", "torch_utils", "ldm", "pg_modules.backbones", "pg_modules.perceptual"},
+    "ldm": {"dnnlib", "torch_utils", "ldm", "pg_modules.backbones", "pg_modules.kernels", "pg_modules.perceptual",
+            "pg_modules.winograd_kernels"},
 }
 PACKAGES = set(ALLOWED)
 # Entry points in a package, like the scripts at the top.

@@ -1,4 +1,5 @@
-"""The plain network that speed is compared with is the published one, and ours computes the same."""
+"""The plain network that speed is compared with is the published one; ours computes the same, and so does its form for
+sampling."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ import torch
 from torch import nn
 
 from benchmarks.plain_unet import PlainUNet
-from ldm.presets import PRESETS
+from ldm import denoiser
+from ldm.presets import PRESETS, resolve
+from ldm.sampling_unet import FEW_LATENTS, Convolution, SamplingUNet, for_sampling
 from ldm.unet import UNet
+from pg_modules import kernels
 
 
 def test_plain_network_has_the_published_size() -> None:
@@ -72,3 +76,72 @@ def test_plain_network_fits_small_maps(side: int) -> None:
     with torch.device("meta"):
         net = PlainUNet((16, side, side))
         assert net(torch.zeros(2, 16, side, side), torch.zeros(2, dtype=torch.int64)).shape == (2, 16, side, side)
+
+
+def estimator_of(shape: tuple[int, int, int], classes: int = 0) -> denoiser.NoiseEstimator:
+    """A `unet` with weights of no special values, in float64."""
+    config = resolve("unet", shape, {})
+    config["net"] |= {"channels": 32, "classes": classes}
+    net = denoiser.build(config, shape).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net.double()
+
+
+@pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "there are kernels")
+@pytest.mark.parametrize("shape", [(3, 8, 8), (4, 4, 4), (2, 5, 6), (2, 16, 8)])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_sampling_form_computes_the_same(shape: tuple[int, int, int], classes: int) -> None:
+    """With kernels, in float64; and it is the network itself for few latents and where a gradient is wanted."""
+    plain = estimator_of(shape, classes)
+    quick = for_sampling(plain)
+    net = quick.net
+    assert isinstance(net, SamplingUNet)
+    assert sum(isinstance(module, Convolution) for module in net.fast.modules()) > 10
+    count = FEW_LATENTS + 1
+    x, t = torch.randn(count, *shape, dtype=torch.float64), torch.arange(count) * 150
+    y = torch.arange(count) % (classes + 1) if classes else None
+    expected = plain(x, t, y)
+    assert expected.std() > 0.1
+    with torch.no_grad():
+        found = quick(x, t, y)
+        assert not torch.equal(found, expected)  # the other way was taken
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        few = FEW_LATENTS - 1
+        assert torch.equal(quick(x[:few], t[:few], None if y is None else y[:few]),
+                           plain(x[:few], t[:few], None if y is None else y[:few]))
+    x.requires_grad_(True)
+    gradient, = torch.autograd.grad(quick(x, t, y).square().sum(), x)
+    assert gradient.abs().max() > 0
+
+
+def test_only_a_unet_on_a_cpu_with_kernels_has_a_sampling_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = denoiser.build(resolve("mlp", (4, 1, 1), {}), (4, 1, 1))
+    assert for_sampling(mlp) is mlp
+    unet = estimator_of((2, 4, 4))
+    monkeypatch.setattr(kernels, "missing", lambda: "no C compiler")
+    assert for_sampling(unet) is unet
+
+
+@pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "there are kernels")
+def test_group_norm_of_large_numbers() -> None:
+    """Far from zero, of constant groups, with channels in groups of 12, and whatever the number of threads."""
+    norm = nn.GroupNorm(16, 192, eps=1e-6).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(3, 192, 5, 7, dtype=torch.float64) * 0.1 + 1e4).contiguous(memory_format=torch.channels_last)
+    x[0, :12] = 7.0
+    grouped = x.reshape(3, 16, -1)  # torch's own loses half of the digits here
+    normal = (grouped - grouped.mean(2, keepdim=True)) / (grouped.var(2, correction=0, keepdim=True) + norm.eps).sqrt()
+    expected = normal.reshape(x.shape) * norm.weight[:, None, None] + norm.bias[:, None, None]
+    for swish in (0, 1):
+        made = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            y = torch.empty_like(x)
+            kernels.call("group_norm", x.permute(0, 2, 3, 1), norm.weight, norm.bias, norm.eps, swish,
+                         y.permute(0, 2, 3, 1), 3, 35, 192, 12)
+            made.append(y)
+        torch.set_num_threads(1)
+        torch.testing.assert_close(made[0], nn.functional.silu(expected) if swish else expected, rtol=1e-9, atol=1e-9)
+        assert torch.equal(made[1], made[0])

@@ -4,3 +4,4 @@
 #include "winograd.h"
 #include "upsample.h"
 #include "norm_gate.h"
+#include "group_norm.h"

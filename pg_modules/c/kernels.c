@@ -2,6 +2,7 @@
  * gate, each in one pass over maps with the channels last. Every kernel exists for float (…_f) and double (…_d).
  *
  * Python passes sizes as int64_t and the number of threads. Results don't depend on that number. */
+#include <math.h>
 #include <stdint.h>
 
 /* Channels that are worked on at once: what lies between two steps stays in the first cache. */
