@@ -1,19 +1,21 @@
 """The U-Net for sampling on a CPU: what `ldm.unet` computes, faster, by the C kernels of `pg_modules`.
 
 Maps have their channels last. 3×3 convolutions are Winograd's F(4×4, 3×3) with kernels that are made of the weights
-once; norm and swish are two passes; 1×1 convolutions and attention are matrix products. Nothing here has a gradient.
+once; norm and swish are two passes; 1×1 convolutions and attention are matrix products, and what all blocks are told of
+time and class is one. Nothing here has a gradient.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ldm.denoiser import NoiseEstimator
-from ldm.unet import Attention, Norm, NormSwish, UNet
+from ldm.denoiser import NoiseEstimator, embed
+from ldm.unet import Attention, Norm, NormSwish, ResBlock, UNet
 from pg_modules import kernels, winograd_kernels
 
 FEW_LATENTS = 4  # below so many, reading four times the weights takes longer than is gained (docs/performance.md)
@@ -79,17 +81,39 @@ class PixelAttention(nn.Module):
         return x + self.proj(seen)
 
 
+class Share(nn.Module):
+    """One block's columns of what all blocks are told together."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def forward(self, told: torch.Tensor) -> torch.Tensor:
+        return told[:, self.start:self.end]
+
+
 class SamplingUNet(nn.Module):
     """`UNet` on either way: as it is for few latents, and where gradients are wanted."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, net: UNet) -> None:
         super().__init__()
-        self.plain, self.fast = net, _replace(copy.deepcopy(net))
+        self.plain, self.fast = net, copy.deepcopy(net)
+        blocks = [part for part in self.fast.modules() if isinstance(part, ResBlock)]
+        for name in ("weight", "bias"):
+            self.register_buffer(name, torch.cat([getattr(block.time, name).detach() for block in blocks]))
+        ends = itertools.accumulate(block.time.out_features for block in blocks)
+        for block, end in zip(blocks, ends, strict=True):
+            block.time = Share(end - block.time.out_features, end)  # type: ignore[assignment]
+        _replace(self.fast)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         if len(x) < FEW_LATENTS or torch.is_grad_enabled():
             return self.plain(x, t, y)
-        return self.fast(x.contiguous(memory_format=torch.channels_last), t, y).contiguous()
+        told = functional.linear(embed(self.fast.time, self.fast.label, t, y), self.weight, self.bias)
+        return self.fast.with_embedding(x.contiguous(memory_format=torch.channels_last), told).contiguous()
 
 
 def for_sampling(estimator: NoiseEstimator) -> NoiseEstimator:
@@ -109,11 +133,14 @@ def _pixels(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _replace(module: nn.Module) -> nn.Module:
-    """`module` with its parts in their faster forms."""
+def _replace(module: nn.Module) -> None:
+    """Puts faster forms in the places of the parts of `module`."""
     for name, part in module.named_children():
-        setattr(module, name, _faster(part) or _replace(part))
-    return module
+        faster = _faster(part)
+        if faster is None:
+            _replace(part)
+        else:
+            setattr(module, name, faster)
 
 
 def _faster(part: nn.Module) -> nn.Module | None:

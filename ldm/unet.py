@@ -161,7 +161,10 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        emb = embed(self.time, self.label, t, y)
+        return self.with_embedding(x, embed(self.time, self.label, t, y))
+
+    def with_embedding(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """`forward` from what the blocks are told of times and classes."""
         x = self.first(x)
         skips = [x]
         for layer in self.down:
