@@ -6,6 +6,7 @@ Two operations have a plain form beside the fast one, which tests compare: `upfi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from pg_modules.winograd import conv3x3
 
 # Gain of each activation that keeps unit variance.
 ACTIVATION_GAINS = {"linear": 1.0, "lrelu": math.sqrt(2)}
+LEAK = 0.2  # slope of leaky ReLU below zero
 
 DEMODULATION_EPS = 1e-8
 
@@ -76,9 +78,34 @@ def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, activation: str = "
         x = x * scale
     else:  # both activations are homogeneous, so that the gain can go first and cost nothing
         x = torch.add((b * scale).to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2)), x, alpha=scale)
+    # x is a new map by now, so that what follows can take its place.
+    if activation == "lrelu" and clamp is not None:
+        return _ClippedLeakyRelu.apply(x, clamp * gain)
     if activation == "lrelu":
-        x = F.leaky_relu(x, 0.2, inplace=True)  # x is a new map by now
+        x = F.leaky_relu(x, LEAK, inplace=True)
     return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
+
+
+class _ClippedLeakyRelu(torch.autograd.Function):
+    """Leaky ReLU (0.2) clipped to ±bound, in place. Its gradient needs the result alone, so that one map is kept less.
+
+    Where the result is the bound itself the gradient is that of what was clipped, zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, bound: float) -> torch.Tensor:
+        F.leaky_relu(x, LEAK, inplace=True).clamp_(-bound, bound)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        y, = ctx.saved_tensors
+        y = y.detach()  # its slope is constant, so that gradients of gradients need nothing of it
+        inside = torch.ops.aten.hardtanh_backward(grads[0], y, -ctx.bound, ctx.bound)
+        return torch.ops.aten.leaky_relu_backward(inside, y, LEAK, True), None
 
 
 class Dense(nn.Module):
