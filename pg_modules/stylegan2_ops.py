@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pg_modules.transposed_conv import transposed_conv3x3
 from pg_modules.winograd import conv3x3
 
 # Gain of each activation that keeps unit variance.
@@ -181,8 +182,7 @@ def modulated_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, 
     if fir is None:
         x = conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight)
     else:
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-        x = upfirdn2d(x, fir, padding=1, gain=4)
+        x = upfirdn2d(transposed_conv3x3(x, weight), fir, padding=1, gain=4)
     if not demodulate:
         return x
     with torch.autocast(x.device.type, enabled=False):

@@ -12,7 +12,7 @@ import torch
 from test_parity import FOLDER, OWN_FOLDER, fixture, relative
 
 from dnnlib import UserError
-from pg_modules import stylegan2, stylegan2_ops
+from pg_modules import stylegan2, stylegan2_ops, transposed_conv
 from pg_modules.stylegan2 import Generator
 from pg_modules.stylegan2_ops import (
     Dense,
@@ -137,6 +137,27 @@ def test_derivatives_of_the_activation() -> None:
     assert run(x, b).abs().max() == 0.7  # some are clipped
     assert torch.autograd.gradcheck(run, (x, b))
     assert torch.autograd.gradgradcheck(run, (x, b))
+
+
+def test_transposed_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients are torch's, in strips that cut images and join them; twice differentiable."""
+    for pixels, places in ((1, 12), (1, 10_000), (10**9, 12)):
+        monkeypatch.setattr(transposed_conv, "MANY_PIXELS", pixels)
+        monkeypatch.setattr(transposed_conv, "MANY_CHANNELS", 1)
+        monkeypatch.setattr(transposed_conv, "PLACES", places)
+        x = normal(3, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+        weight = normal(7, 4, 3, 3, seed=1, grad=True)
+        found = transposed_conv.transposed_conv3x3(x, weight)
+        expected = torch.nn.functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        torch.testing.assert_close(found, expected, **EXACT)
+        assert ("_Transposed" in type(found.grad_fn).__name__) == (pixels == 1)
+        gradient = normal(*found.shape, seed=2)
+        for ours, theirs in zip(torch.autograd.grad(found, (x, weight), gradient),
+                                torch.autograd.grad(expected, (x, weight), gradient), strict=True):
+            torch.testing.assert_close(ours, theirs, **EXACT)
+    monkeypatch.setattr(transposed_conv, "MANY_PIXELS", 1)
+    small = normal(1, 2, 3, 2).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    assert torch.autograd.gradgradcheck(transposed_conv.transposed_conv3x3, (small, normal(2, 2, 3, 3, grad=True)))
 
 
 def derivatives(op: Any, x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, **options: Any) -> list:
