@@ -14,7 +14,8 @@ from pg_modules.conditions import split_parts
 from pg_modules.fastgan import RESOLUTIONS
 from pg_modules.layers import NoiseInjection, NoiseSource, map_like, normalize_second_moment
 from pg_modules.modulation import Modulation, modulate_h
-from pg_modules.stylegan2_ops import Dense, EqualConv, bias_act, fir_filter, modulated_conv, upfirdn2d
+from pg_modules.styled_activation import styled_activation
+from pg_modules.stylegan2_ops import Dense, EqualConv, bias_act, demodulation, fir_filter, modulated_conv, upfirdn2d
 from torch_utils import exchange
 
 MAP_LR_MULTIPLIER = 0.01
@@ -75,9 +76,13 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise: Noise) -> torch.Tensor:
         """``x [N, in, H, W]``, ``w [N, w_dim]`` to ``[N, out, *size]``."""
-        x = modulated_conv(x, self.weight, self.affine(w), fir=self.fir if self.up else None)
-        source = noise if not isinstance(noise, str) else lambda n, height, width: self.noise_const
-        return bias_act(self.noise(x, source), self.bias, "lrelu", clamp=CONV_CLAMP)
+        styles = self.affine(w)
+        x = modulated_conv(x, self.weight, styles, demodulate=False, fir=self.fir if self.up else None)
+        if noise is None or isinstance(noise, str):
+            drawn = None if noise is None else self.noise_const
+        else:
+            drawn = noise(len(x), x.shape[2], x.shape[3])
+        return styled_activation(x, demodulation(self.weight, styles), drawn, self.noise.weight, self.bias, CONV_CLAMP)
 
 
 class ToRGB(nn.Module):

@@ -183,11 +183,13 @@ def modulated_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, 
         x = conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight)
     else:
         x = upfirdn2d(transposed_conv3x3(x, weight), fir, padding=1, gain=4)
-    if not demodulate:
-        return x
-    with torch.autocast(x.device.type, enabled=False):
-        factors = (styles.square() @ weight.square().sum(dim=(2, 3)).t() + DEMODULATION_EPS).rsqrt()
-    return x * factors.to(x.dtype)[:, :, None, None]
+    return x * demodulation(weight, styles).to(x.dtype)[:, :, None, None] if demodulate else x
+
+
+def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """Eq. 3's factors ``[N, out]`` of ``weight [out, in, k, k]`` and ``styles [N, in]``, in the type of these."""
+    with torch.autocast(styles.device.type, enabled=False):
+        return (styles.square() @ weight.square().sum(dim=(2, 3)).t() + DEMODULATION_EPS).rsqrt()
 
 
 def modulated_conv_plain(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool = True,

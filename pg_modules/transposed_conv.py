@@ -19,7 +19,8 @@ PLACES = 2048  # of the input that are worked on at once
 def transposed_conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``[N, in, H, W]`` and ``weight [out, in, 3, 3]`` to ``[N, out, 2H + 1, 2W + 1]``.
 
-    Output pixel (2i + a, 2j + b) gets tap (a, b) of the weight times input pixel (i, j). Differentiable as often as wanted.
+    Output pixel (2i + a, 2j + b) gets tap (a, b) of the weight times input pixel (i, j). Differentiable as often as
+    wanted.
     """
     many = x.shape[2:].numel() >= MANY_PIXELS and weight.shape[:2].numel() >= MANY_CHANNELS
     if not many or x.device.type != "cpu" or not channels_last(x) or torch.is_autocast_enabled("cpu"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def source(tmp_path: Path) -> Path:
     (path.parent / "number.h").write_text("#define NUMBER 3\n")
     path.write_text('#include "number.h"\nint number(void) { return NUMBER; }\n')
     return path
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_where_there_is_a_compiler_there_are_kernels() -> None:
+    """Or all tests of them would be left out, whatever is wrong with them."""
+    if kernels.wanted():
+        assert kernels.missing() == ""
 
 
 @needs_compiler

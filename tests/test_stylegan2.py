@@ -12,7 +12,7 @@ import torch
 from test_parity import FOLDER, OWN_FOLDER, fixture, relative
 
 from dnnlib import UserError
-from pg_modules import stylegan2, stylegan2_ops, transposed_conv
+from pg_modules import kernels, styled_activation, stylegan2, stylegan2_ops, transposed_conv
 from pg_modules.stylegan2 import Generator
 from pg_modules.stylegan2_ops import (
     Dense,
@@ -158,6 +158,44 @@ def test_transposed_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transposed_conv, "MANY_PIXELS", 1)
     small = normal(1, 2, 3, 2).contiguous(memory_format=torch.channels_last).requires_grad_(True)
     assert torch.autograd.gradgradcheck(transposed_conv.transposed_conv3x3, (small, normal(2, 2, 3, 3, grad=True)))
+
+
+@pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "there are kernels")
+@pytest.mark.parametrize("source", ["drawn", "const", "none"])
+@pytest.mark.parametrize("n", [1, 3, 70])
+def test_styled_activation(source: str, n: int) -> None:
+    """In one pass it is what it is in torch's operations, with all gradients; the same for any number of threads."""
+    x = (2 * normal(n, 5, 3, 4)).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    factors, weight, bias = normal(n, 5, seed=1, grad=True), normal(1, seed=2, grad=True), normal(5, seed=3, grad=True)
+    noise = {"drawn": normal(n, 1, 3, 4, seed=4), "const": normal(3, 4, seed=4), "none": None}[source]
+    inputs = (x, factors, weight, bias)
+    made = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found = styled_activation.styled_activation(x, factors, noise, weight, bias, 1.5)
+        assert "_Styled" in type(found.grad_fn).__name__
+        gradient = normal(*found.shape, seed=5)
+        made.append([found, *torch.autograd.grad(found, inputs, gradient)])
+    torch.set_num_threads(1)
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+    expected = styled_activation.plain(x, factors, noise, weight, bias, 1.5)
+    assert (expected == 1.5).any()
+    theirs = torch.autograd.grad(expected, inputs, gradient, allow_unused=True, materialize_grads=True)
+    for ours, their in zip(made[0], [expected, *theirs], strict=True):
+        torch.testing.assert_close(ours, their, **EXACT)
+
+
+@pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "there are kernels")
+def test_gradients_of_gradients_of_the_styled_activation() -> None:
+    x = normal(2, 3, 2, 3).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    noise = normal(2, 1, 2, 3, seed=4)
+    inputs = (x, normal(2, 3, seed=1, grad=True), normal(1, seed=2, grad=True), normal(3, seed=3, grad=True))
+
+    def run(x: torch.Tensor, factors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return styled_activation.styled_activation(x, factors, noise, weight, bias, 2.0)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
 
 
 def derivatives(op: Any, x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, **options: Any) -> list:

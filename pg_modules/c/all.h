@@ -5,3 +5,4 @@
 #include "upsample.h"
 #include "norm_gate.h"
 #include "group_norm.h"
+#include "styled.h"
