@@ -7,13 +7,12 @@ import io
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dnnlib.lmdb_source import import_lmdb
-from dnnlib.util import UserError, atomic_write, write_error
+from dnnlib.util import UserError, atomic_write, temporary_name, write_error
 
 Write = Callable[[str, bytes], None]
 _MAP_BYTES = 1 << 40  # of addresses that an lmdb file may grow to
@@ -37,12 +36,12 @@ def zip_writer(path: Path) -> Iterator[Write]:
 def _new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder that appears under `path`, replacing what was there, only on success."""
     path = Path(os.path.realpath(path))
-    workplace: Path | None = None
+    workplace = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        workplace.mkdir()
         new = workplace / "new"
-        new.mkdir()  # mkdtemp's own folder would be private
+        new.mkdir()
         yield new
         if path.exists():
             os.replace(path, workplace / "old")
@@ -50,10 +49,9 @@ def _new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        if workplace is not None:
-            if (workplace / "old").exists() and not path.exists():  # the second rename failed
-                os.replace(workplace / "old", path)
-            shutil.rmtree(workplace, ignore_errors=True)
+        if (workplace / "old").exists() and not path.exists():  # the second rename failed
+            os.replace(workplace / "old", path)
+        shutil.rmtree(workplace, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -47,27 +47,29 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     whatever stood under `path` before stays. A full disk or a read-only folder is a `UserError`.
     """
     path = Path(path)
-    tmp_name = None
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        # mkstemp makes files private; give them what open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(fd, 0o666 & ~umask)
-        with os.fdopen(fd, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(tmp_name, path)
-        tmp_name = None
+        os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        if tmp_name is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(tmp_name)
+        with contextlib.suppress(OSError):  # there is none any more if all went well
+            os.unlink(temporary)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where what will be `path` is made: beside it, under a name that no reader takes.
+
+    It has to be known before there is such a file, since a signal may end the process anywhere, and what it leaves must
+    be found then.
+    """
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from dnnlib import UserError, atomic_write, bind, construct
+from dnnlib import UserError, atomic_write, bind, construct, util
 from dnnlib.util import format_time
 from torch_utils import checkpoint
 from torch_utils.ema import ema_beta, ema_update
@@ -108,6 +108,18 @@ def test_damaged_table_of_contents(tmp_path: Path) -> None:
         torch.save({"format": checkpoint.FORMAT, "kind": "gan", "json": text, "tensors": []}, tmp_path / "d.pkl")
         with pytest.raises(UserError, match="damaged"):
             checkpoint.load(tmp_path / "d.pkl", "gan")
+
+
+def test_atomic_write_finds_what_a_signal_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes between the making of the temporary file and the next line."""
+    def cut_off(path: Path, mode: str) -> None:
+        open(path, mode).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(util, "open", cut_off, raising=False)
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "file"):
+        pytest.fail("it was yielded")
+    assert not list(tmp_path.iterdir())
 
 
 def test_atomic_write_leaves_no_trace_of_a_failure(tmp_path: Path) -> None:
