@@ -100,7 +100,8 @@ class SamplingUNet(nn.Module):
 
     def __init__(self, net: UNet) -> None:
         super().__init__()
-        self.plain, self.fast = net, copy.deepcopy(net)
+        self.plain = net
+        self.fast = copy.deepcopy(net, {id(weight): weight for weight in net.parameters()})  # the same weights
         blocks = [part for part in self.fast.modules() if isinstance(part, ResBlock)]
         for name in ("weight", "bias"):
             self.register_buffer(name, torch.cat([getattr(block.time, name).detach() for block in blocks]))
@@ -110,22 +111,25 @@ class SamplingUNet(nn.Module):
         _replace(self.fast)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        if len(x) < FEW_LATENTS or torch.is_grad_enabled():
+        if len(x) < FEW_LATENTS or torch.is_grad_enabled() or x.dtype != self.weight.dtype:
             return self.plain(x, t, y)
         told = functional.linear(embed(self.fast.time, self.fast.label, t, y), self.weight, self.bias)
         return self.fast.with_embedding(x.contiguous(memory_format=torch.channels_last), told).contiguous()
 
 
 def for_sampling(estimator: NoiseEstimator) -> NoiseEstimator:
-    """An estimator of the same weights as they are now, which is faster without gradients where this module can.
+    """An estimator of the same weights, which mustn't change any more; faster without gradients where this module can.
 
-    That is for a `UNet` on a CPU with C kernels; any other comes back as it is.
+    That is for a `UNet` on a CPU with C kernels, unless a norm has groups that these don't take; any other comes back
+    as it is.
     """
-    if not isinstance(estimator.net, UNet) or not kernels.usable(next(estimator.net.parameters())):
+    net = estimator.net
+    if not isinstance(net, UNet) or not kernels.usable(next(net.parameters())):
         return estimator
-    faster = copy.deepcopy(estimator)
-    faster.net = SamplingUNet(faster.net)  # type: ignore[arg-type]
-    return faster
+    norms = [part for part in net.modules() if isinstance(part, Norm)]
+    if max(norm.num_channels // norm.num_groups for norm in norms) > MOST_OF_A_GROUP:
+        return estimator
+    return copy.deepcopy(estimator, {id(net): SamplingUNet(net)})
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
@@ -147,7 +151,7 @@ def _faster(part: nn.Module) -> nn.Module | None:
     """The faster form of a part that has one."""
     if isinstance(part, Attention):
         return PixelAttention(part)
-    if isinstance(part, Norm) and part.num_channels // part.num_groups <= MOST_OF_A_GROUP:
+    if isinstance(part, Norm):
         return KernelNorm(part)
     if not isinstance(part, nn.Conv2d) or part.stride != (1, 1):
         return None

@@ -115,9 +115,15 @@ def test_sampling_form_computes_the_same(shape: tuple[int, int, int], classes: i
     assert gradient.abs().max() > 0
 
 
+@pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "there are kernels")
 def test_only_a_unet_on_a_cpu_with_kernels_has_a_sampling_form(monkeypatch: pytest.MonkeyPatch) -> None:
     mlp = denoiser.build(resolve("mlp", (4, 1, 1), {}), (4, 1, 1))
     assert for_sampling(mlp) is mlp
+    for channels in (64, 100):  # 100 are a group of their own, too wide for the kernel
+        config = resolve("unet", (2, 4, 4), {})
+        config["net"] |= {"channels": channels}
+        net = denoiser.build(config, (2, 4, 4))
+        assert (for_sampling(net) is net) == (channels == 100)
     unet = estimator_of((2, 4, 4))
     monkeypatch.setattr(kernels, "missing", lambda: "no C compiler")
     assert for_sampling(unet) is unet
