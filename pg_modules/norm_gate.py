@@ -11,12 +11,13 @@ consist of, and the gradient of x. Only x and the noise are kept.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from pg_modules import kernels
+from pg_modules import gradients, kernels
 from pg_modules.batch_norm import BatchNorm2d, channels_last
 
 PARTS = 64  # of a batch, whose sums are made at a time
@@ -96,7 +97,8 @@ class _NormGate(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, noise, weight, gain, bias, mean, scale, factors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(ctx, grads[0])
+            return *gradients.differentiable(functools.partial(plain, eps=ctx.eps), (x, noise, weight, gain, bias),
+                                             grads[0], ctx.needs_input_grad[:5]), None
         n, half, pixels = x.shape[0], x.shape[1] // 2, x.shape[2:].numel()
         of_y = grads[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         common = (x.permute(0, 2, 3, 1), noise, _number(weight), mean, factors.contiguous(),
@@ -120,12 +122,3 @@ class _NormGate(torch.autograd.Function):
 def _sums(x: torch.Tensor) -> torch.Tensor:
     """Room for two sums of every channel over the parts of every sample."""
     return x.new_empty(len(x), max(PARTS // len(x), 1), 2, x.shape[1], dtype=torch.double)
-
-
-def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """The gradients with a graph of their own."""
-    x, noise, weight, gain, bias, *_ = ctx.saved_tensors
-    places = {0: x, 2: weight, 3: gain, 4: bias}
-    wanted = [tensor for place, tensor in places.items() if ctx.needs_input_grad[place]]
-    found = iter(torch.autograd.grad(plain(x, noise, weight, gain, bias, ctx.eps), wanted, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in ctx.needs_input_grad)

@@ -1,8 +1,8 @@
-"""What convolutions made of sums and matrix products share: maps ``[N, H, W, C]`` in strips, and their gradients."""
+"""What convolutions made of sums and matrix products share: maps ``[N, H, W, C]`` in strips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +40,3 @@ def add_product(total: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> 
         total.addmm_(one, other)
     else:
         total.add_(one @ other)
-
-
-def differentiable_gradients(form: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor,
-                             weight: torch.Tensor, grad: torch.Tensor,
-                             needed: Sequence[bool]) -> list[torch.Tensor | None]:
-    """Gradients of ``form(x, weight)``, where `needed`, with a graph of their own, from that of its output."""
-    wanted = [tensor for tensor, need in zip((x, weight), needed, strict=True) if need]
-    found = iter(torch.autograd.grad(form(x, weight), wanted, grad, create_graph=True))
-    return [next(found) if need else None for need in needed]

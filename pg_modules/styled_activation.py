@@ -7,11 +7,12 @@ In torch's operations (`plain`) these are five passes over the map, and nine bac
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-from pg_modules import kernels
+from pg_modules import gradients, kernels
 from pg_modules.batch_norm import channels_last
 from pg_modules.layers import add_noise
 from pg_modules.norm_gate import PARTS
@@ -27,7 +28,8 @@ def styled_activation(x: torch.Tensor, factors: torch.Tensor, noise: torch.Tenso
 
     Differentiable as often as wanted, except by the noise.
     """
-    if not channels_last(x) or not kernels.usable(x) or torch.is_autocast_enabled("cpu") or factors.dtype != x.dtype:
+    same_type = factors.dtype == bias.dtype == x.dtype and not torch.is_autocast_enabled("cpu")
+    if not same_type or not channels_last(x) or not kernels.usable(x):
         return plain(x, factors, noise, weight, bias, bound)
     drawn = None if noise is None else noise.to(x.dtype).expand(len(x), 1, *x.shape[2:]).contiguous()
     return _Styled.apply(x, factors, drawn, weight, bias, bound)
@@ -57,7 +59,9 @@ class _Styled(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, factors, noise, weight, bias, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _differentiable(ctx, grads[0])
+            inputs = (x, factors, noise, weight, bias)
+            return *gradients.differentiable(functools.partial(plain, bound=ctx.bound), inputs, grads[0],
+                                             ctx.needs_input_grad[:5]), None
         n, channels, pixels = x.shape[0], x.shape[1], x.shape[2:].numel()
         parts = max(PARTS // n, 1)
         of_x, sums = torch.empty_like(x), x.new_empty(n, parts, 2, channels, dtype=torch.double)
@@ -68,14 +72,3 @@ class _Styled(torch.autograd.Function):
         of_factors, of_bias = sums.sum(1).unbind(1)  # [N, C] each
         return (of_x, of_factors.to(factors), None, of_weight.sum().to(weight).view_as(weight),
                 of_bias.sum(0).to(bias), None)
-
-
-def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """The gradients with a graph of their own."""
-    x, factors, noise, weight, bias, _ = ctx.saved_tensors
-    places = {0: x, 1: factors, 4: bias, **({} if noise is None else {3: weight})}
-    wanted = {place: tensor for place, tensor in places.items() if ctx.needs_input_grad[place]}
-    made = torch.autograd.grad(plain(x, factors, noise, weight, bias, ctx.bound), list(wanted.values()), grad,
-                               create_graph=True)
-    found = dict(zip(wanted, made, strict=True))
-    return tuple(found.get(place) for place in range(len(ctx.needs_input_grad)))

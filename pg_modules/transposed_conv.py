@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pg_modules import gradients
 from pg_modules.batch_norm import channels_last
-from pg_modules.strips import add_product, differentiable_gradients, strips
+from pg_modules.strips import add_product, strips
 
 # On fewer pixels, or products of input and output channels, torch's own gradient of the weight is as fast
 # (docs/performance.md).
@@ -42,18 +43,17 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return tuple(differentiable_gradients(_plain, x, weight, grads[0], ctx.needs_input_grad))
-        grad = grads[0].contiguous(memory_format=torch.channels_last)
-        of_x = F.conv2d(grad, weight.transpose(0, 1), stride=2) if needs_x else None
-        return of_x, weight_gradient(x, grad) if needs_weight else None
+        return gradients.of_convolution(ctx, grads[0], _plain, input_gradient, weight_gradient)
 
 
-def weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def input_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """That of x ``[N, in, H, W]`` from the weight and that of the output."""
+    return F.conv2d(grad, weight.transpose(0, 1), stride=2)
+
+
+def weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """That of the weight ``[out, in, 3, 3]`` from x ``[N, in, H, W]`` and that of the output: a product per tap."""
-    inputs, gradients = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    inputs, of_outputs = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
     width = x.shape[3]
     totals = x.new_zeros(9, grad.shape[1], x.shape[1])
     for strip in strips(len(x), (x.shape[2], width), PLACES):
@@ -61,6 +61,6 @@ def weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         for tap, total in enumerate(totals):
             down, right = divmod(tap, 3)
             rows = slice(2 * strip.top + down, 2 * strip.bottom + down - 1, 2)
-            own = gradients[strip.images, rows, right:right + 2 * width - 1:2].reshape(-1, grad.shape[1])
+            own = of_outputs[strip.images, rows, right:right + 2 * width - 1:2].reshape(-1, grad.shape[1])
             add_product(total, own.t(), part)
     return totals.permute(1, 2, 0).reshape(grad.shape[1], x.shape[1], 3, 3)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pg_modules import kernels
-from pg_modules.strips import differentiable_gradients
+from pg_modules import gradients, kernels
 from pg_modules.upsample_kernels import KernelProducts
 from pg_modules.upsample_products import Products
 
@@ -73,7 +72,7 @@ class _FewerProducts(torch.autograd.Function):
                 of_x, of_weight = _products(x, weight, ctx.step).backward(x.permute(0, 2, 3, 1), grad, needs_x,
                                                                           needs_weight)
                 return None if of_x is None else of_x.permute(0, 3, 1, 2), of_weight, None
-            return *differentiable_gradients(lambda x, weight: transposed_form(x, weight.to(x.dtype)), x, weight,
+            return *gradients.differentiable(lambda x, weight: transposed_form(x, weight.to(x.dtype)), (x, weight),
                                              grads[0], (needs_x, needs_weight)), None
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pg_modules import kernels, winograd_kernels, winograd_sums
+from pg_modules import gradients, kernels, winograd_kernels, winograd_sums
 from pg_modules.batch_norm import channels_last
-from pg_modules.strips import differentiable_gradients
 
 # The fewest products of input and output channels at which sums around the matrix products are paid back, by the fewest
 # pixels of a map; with kernels and without (docs/performance.md).
@@ -50,13 +49,15 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return tuple(differentiable_gradients(_plain, x, weight, grads[0], ctx.needs_input_grad))
-        form, grad = _form(x, weight), grads[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        of_x = form.input_gradient(grad, weight).permute(0, 3, 1, 2) if needs_x else None
-        return of_x, form.weight_gradient(x.permute(0, 2, 3, 1), grad) if needs_weight else None
+        return gradients.of_convolution(ctx, grads[0], _plain, _input_gradient, _weight_gradient)
+
+
+def _input_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return _form(x, weight).input_gradient(grad.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+
+
+def _weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return _form(x, weight).weight_gradient(x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1))
 
 
 def _form(x: torch.Tensor, weight: torch.Tensor) -> ModuleType:
