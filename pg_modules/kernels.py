@@ -1,7 +1,8 @@
 """The C kernels of `pg_modules/c`, where this machine can compile them: in one pass what takes torch many.
 
-Nothing needs them: `pg_modules.winograd_sums`, `pg_modules.upsample_products` and `pg_modules.norm_gate` have the same
-in torch's operations. ``DICGAN_KERNELS=off`` does without; ``on`` is the default.
+Nothing needs them: `pg_modules.winograd_sums`, `pg_modules.upsample_products`, `pg_modules.norm_gate`,
+`pg_modules.styled_activation` and `ldm.unet` have the same in torch's operations. ``DICGAN_KERNELS=off`` does without;
+``on`` is the default.
 """
 
 from __future__ import annotations

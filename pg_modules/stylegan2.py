@@ -77,7 +77,7 @@ class SynthesisLayer(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise: Noise) -> torch.Tensor:
         """``x [N, in, H, W]``, ``w [N, w_dim]`` to ``[N, out, *size]``."""
         styles = self.affine(w)
-        x = modulated_conv(x, self.weight, styles, demodulate=False, fir=self.fir if self.up else None)
+        x = modulated_conv(x, self.weight, styles, self.fir if self.up else None)
         if noise is None or isinstance(noise, str):
             drawn = None if noise is None else self.noise_const
         else:
@@ -97,7 +97,7 @@ class ToRGB(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """``x [N, in, H, W]``, ``w [N, w_dim]`` to ``[N, img_channels, H, W]``."""
         styles = self.affine(w) / x.shape[1] ** 0.5
-        return bias_act(modulated_conv(x, self.weight, styles, demodulate=False), self.bias, clamp=CONV_CLAMP)
+        return bias_act(modulated_conv(x, self.weight, styles), self.bias, clamp=CONV_CLAMP)
 
 
 class ScaleShift(nn.Module):

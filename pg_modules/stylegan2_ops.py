@@ -167,34 +167,34 @@ class EqualConv(nn.Module):
         return bias_act(x, self.bias, self.activation, gain, self.clamp)
 
 
-def modulated_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool = True,
+def modulated_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor,
                    fir: torch.Tensor | None = None) -> torch.Tensor:
-    """Convolution whose input channels are scaled per sample (Karras et al. 2020, Eq. 1–3), keeping the size.
+    """Convolution whose input channels are scaled per sample (Karras et al. 2020, Eq. 1 and 2), keeping the size.
 
-    ``x [N, in, H, W]``, ``weight [out, in, k, k]``, ``styles [N, in]``. `demodulate`: outputs are scaled to unit
-    variance under the assumption of unit variance inputs (Eq. 3). `fir`: None, or the filter of an enlargement
+    ``x [N, in, H, W]``, ``weight [out, in, k, k]``, ``styles [N, in]``. `fir`: None, or the filter of an enlargement
     ×2 before the convolution (k = 3), which is turned by 180° then, as in the official code.
 
-    One convolution for all samples: scaling weights is scaling its input by the styles and its output by Eq. 3's
-    factors. Those stay in the type of `styles`; the maps follow autocast.
+    One convolution for all samples: scaling weights is scaling its input by the styles, and Eq. 3 scales its output by
+    `demodulation`. The maps follow autocast.
     """
     x = x * styles.to(x.dtype)[:, :, None, None]
-    if fir is None:
-        x = conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight)
-    else:
-        x = upfirdn2d(transposed_conv3x3(x, weight), fir, padding=1, gain=4)
-    return x * demodulation(weight, styles).to(x.dtype)[:, :, None, None] if demodulate else x
+    if fir is not None:
+        return upfirdn2d(transposed_conv3x3(x, weight), fir, padding=1, gain=4)
+    return conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight)
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """Eq. 3's factors ``[N, out]`` of ``weight [out, in, k, k]`` and ``styles [N, in]``, in the type of these."""
+    """Eq. 3's factors ``[N, out]`` of ``weight [out, in, k, k]`` and ``styles [N, in]``, in the type of the styles.
+
+    With them outputs have unit variance, under the assumption of unit variance inputs.
+    """
     with torch.autocast(styles.device.type, enabled=False):
         return (styles.square() @ weight.square().sum(dim=(2, 3)).t() + DEMODULATION_EPS).rsqrt()
 
 
 def modulated_conv_plain(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool = True,
                          fir: torch.Tensor | None = None) -> torch.Tensor:
-    """`modulated_conv` as the paper has it: weights of each sample, from its own convolution on its own map."""
+    """`modulated_conv`, with `demodulation` if wanted, as the paper has it: every sample has its own weights."""
     outputs = []
     for sample, style in zip(x, styles, strict=True):
         own = style[None, :, None, None] * weight  # Eq. 1

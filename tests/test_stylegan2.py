@@ -18,6 +18,7 @@ from pg_modules.stylegan2_ops import (
     Dense,
     EqualConv,
     bias_act,
+    demodulation,
     fir_filter,
     modulated_conv,
     modulated_conv_plain,
@@ -214,8 +215,14 @@ def test_modulated_convolution_against_the_paper(kernel: int, up: bool, demodula
     x, weight, styles = normal(2, 3, 4, 6, grad=True), normal(5, 3, kernel, kernel, seed=1, grad=True), normal(
         2, 3, seed=2, grad=True)
     filters = torch.outer(torch.tensor([1.0, 2.0, 4.0, 1.0]), torch.tensor([3.0, 1.0, 1.0, 2.0])).double() / 56
+
+    def in_one(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool,
+               fir: torch.Tensor | None) -> torch.Tensor:
+        y = modulated_conv(x, weight, styles, fir)
+        return y * demodulation(weight, styles)[:, :, None, None] if demodulate else y
+
     options = {"demodulate": demodulate, "fir": filters if up else None}
-    fast, plain = (derivatives(op, x, weight, styles, **options) for op in (modulated_conv, modulated_conv_plain))
+    fast, plain = (derivatives(op, x, weight, styles, **options) for op in (in_one, modulated_conv_plain))
     assert fast[0].shape == ((2, 5, 8, 12) if up else (2, 5, 4, 6))
     for ours, reference in zip(fast, plain, strict=True):
         torch.testing.assert_close(ours, reference, **EXACT)
@@ -259,7 +266,11 @@ def test_generator_with_plain_operations(monkeypatch: pytest.MonkeyPatch) -> Non
         return [image, *torch.autograd.grad(image.square().mean(), list(net.parameters()))]
 
     fast = run()
-    monkeypatch.setattr(stylegan2, "modulated_conv", modulated_conv_plain)
+    # To the image there is no demodulation (k = 1); elsewhere the plain form has it.
+    monkeypatch.setattr(stylegan2, "modulated_conv", lambda x, weight, styles, fir=None: modulated_conv_plain(
+        x, weight, styles, weight.shape[2] == 3, fir))
+    monkeypatch.setattr(stylegan2, "demodulation", lambda weight, styles: styles.new_ones(len(styles), len(weight)))
+    monkeypatch.setattr(stylegan2, "styled_activation", styled_activation.plain)
     monkeypatch.setattr(stylegan2, "upfirdn2d", upfirdn2d_plain)
     monkeypatch.setattr(stylegan2_ops, "upfirdn2d", lambda *args, **options: pytest.fail("the fast filter was used"))
     plain = run()
@@ -320,7 +331,8 @@ def test_maps_and_images_are_bounded() -> None:
 
 def test_channels_that_a_style_switches_off_stay_numbers() -> None:
     x = torch.randn(2, 3, 4, 4)
-    assert modulated_conv(x, torch.randn(5, 3, 3, 3), torch.zeros(2, 3)).abs().max() == 0
+    weight, styles = torch.randn(5, 3, 3, 3), torch.zeros(2, 3)
+    assert (modulated_conv(x, weight, styles) * demodulation(weight, styles)[:, :, None, None]).abs().max() == 0
 
 
 @torch.no_grad()

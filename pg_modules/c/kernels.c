@@ -1,5 +1,5 @@
-/* Sums around the matrix products of pg_modules/winograd_sums.py and pg_modules/upsample_products.py, and batch norm with a
- * gate, each in one pass over maps with the channels last. Every kernel exists for float (…_f) and double (…_d).
+/* What pg_modules and ldm/sampling_unet.py do around matrix products and in normalisation and activation, each in one or
+ * two passes over maps with the channels last. Every kernel exists for float (…_f) and double (…_d).
  *
  * Python passes sizes as int64_t and the number of threads. Results don't depend on that number. */
 #include <math.h>
